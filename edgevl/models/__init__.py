@@ -1,0 +1,1 @@
+"""The model family, written once against `edgevl.ops`."""
