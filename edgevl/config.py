@@ -6,8 +6,9 @@ Knows nothing of files, tensors or devices. `edgevl.checkpoint` makes a `ModelCo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgevl.errors import UsageError
 
@@ -23,20 +24,33 @@ def from_json(kind: type[_T], data: dict[str, Any], where: str) -> _T:
     if unknown:
         raise UsageError(f"{where} has the unknown key {unknown[0]!r}; this version knows {', '.join(sorted(known))}")
     hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        hint = hints[name]
-        options = [a for a in getattr(hint, "__args__", ()) if hasattr(a, "__dataclass_fields__")]
-        nested = hint if hasattr(hint, "__dataclass_fields__") else (options[0] if options else None)
-        if nested is not None and value is not None:
-            value = from_json(nested, value, f"{where}.{name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
+    values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise UsageError(f"{where} is incomplete: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """One field: nested dataclasses, tuples from lists, dicts of either, plain values of exactly the hinted type."""
+    options = [a for a in get_args(hint) if a is not NoneType] if get_origin(hint) in (Union, UnionType) else [hint]
+    if value is None:
+        if len(options) == len(get_args(hint)) or options == [hint]:
+            raise UsageError(f"{where} is null; it needs a value")
+        return None
+    wanted = options[0]
+    if is_dataclass(wanted):
+        return from_json(wanted, value, where)  # type: ignore[arg-type]
+    origin = get_origin(wanted)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(get_args(wanted)[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _value(get_args(wanted)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if wanted is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not wanted:
+        raise UsageError(f"{where} is {str(value)[:60]!r}; it must be of type {getattr(wanted, '__name__', origin)}")
+    return value
 
 
 def _positive(config: object, *names: str) -> None:
@@ -130,7 +144,7 @@ class VisionConfig:
             raise UsageError(f"a vision width of {self.hidden_size} cannot be split into {self.heads} heads")
         if self.tile_size % (2 * self.patch_size):
             raise UsageError(
-                f"a tile of {self.tile_size} pixels cannot be shuffled: its side must be a multiple of {2 * self.patch_size}"
+                f"a tile of {self.tile_size} pixels does not shuffle: use a multiple of {2 * self.patch_size}"
             )
 
     @property

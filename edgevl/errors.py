@@ -52,5 +52,5 @@ class MissingExtraError(EdgevlError):
 
     def __init__(self, verb: str, extra: str, package: str) -> None:
         super().__init__(
-            f"`edgevl {verb}` needs the package {package}, which is not installed; pip install 'edgevl[{extra}]' adds it"
+            f"`edgevl {verb}` needs the package {package}, which is missing; pip install 'edgevl[{extra}]' adds it"
         )

@@ -78,7 +78,7 @@ class Ops(Protocol[X]):
         ...
 
     def rope_write(self, qkv: X, step: Step[X], layer: int, config: TextConfig) -> X:
-        """(T, (H+2G)·D) -> q (T, H·D), rotated; the rotated k and v go into the KV cache of `layer` at (slot, position)."""
+        """(T, (H+2G)·D) -> q (T, H·D), rotated; rotated k, and v, go into the KV cache of `layer` at (slot, position)."""
         ...
 
     def attention(self, q: X, step: Step[X], layer: int, config: TextConfig) -> X:
@@ -94,7 +94,7 @@ class Ops(Protocol[X]):
         ...
 
     def patches(self, pixels: X, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> X:
-        """(n, S, S, 3) uint8 -> (n·P, 3·p²): (x/255 - mean)/std; patches row-major, inside one: channel, row, column."""
+        """(n, S, S, 3) uint8 -> (n·P, 3·p²): (x/255 - mean)/std; row-major, inside a patch: channel, row, column."""
         ...
 
     def vision_tokens(self, x: X, positions: X, prefix: X) -> X:
@@ -102,9 +102,9 @@ class Ops(Protocol[X]):
         ...
 
     def full_attention(self, qkv: X, heads: int, tokens: int) -> X:
-        """(n·tokens, 3C) -> (n·tokens, C): every token of a tile attends to all `tokens` of that tile; q, k, v head-major."""
+        """(n·tokens, 3C) -> (n·tokens, C): every token attends to all `tokens` of its tile; q, k, v head-major."""
         ...
 
     def pixel_shuffle(self, x: X, grid: int, prefix: int) -> X:
-        """(n·(prefix+grid²), C) -> (n·grid²/4, 4C): prefix dropped, 2x2 patches joined, order (0,0) (0,1) (1,0) (1,1)."""
+        """(n·(prefix+grid²), C) -> (n·grid²/4, 4C): prefix dropped, 2x2 patches joined in the order 00, 01, 10, 11."""
         ...

@@ -1,6 +1,6 @@
 """The numpy twin of every op: this is the definition, written for reading and not for speed.
 
-Each function takes and returns plain arrays (f32 unless said). `ReferenceOps` wraps them into the `Ops` protocol, eager,
+Each function takes and returns plain arrays (f32 unless said). `ReferenceOps` wraps them into `Ops`, eager,
 with weights by name and an f32 or f16-rounded KV cache. `edgevl.backends.reference` runs whole models with it; the op
 tests hold every other implementation against these functions.
 """
@@ -150,7 +150,7 @@ class ReferenceOps:
         weights: Callable[[str], tuple[Weight, F32 | None]],
         cache: list[tuple[Array, Array]] | None = None,
     ) -> None:
-        """`weights(name)` gives a logical weight and its bias; `cache[layer]` is (keys, values), (slots, G, S, D) each."""
+        """`weights(name)` gives weight and bias; `cache[layer]` is (keys, values), (slots, G, S, D) each."""
         self._weights = weights
         self._cache = cache or []
 

@@ -84,7 +84,7 @@ def quantize_int4(values: NDArray[np.floating], group_size: int, symmetric: bool
     """Round to nearest (N, K) values to int4 in groups of `group_size` along K, without any calibration.
 
     Asymmetric: scale = (max - min) / 15 with 0 inside the range, zero = round(-min / scale).
-    Symmetric: scale = max|w| / 7, zero 8, codes 1..15. The f16 rounding of the scale happens before the codes are chosen.
+    Symmetric: scale = max|w| / 7, zero 8, codes 1..15. Codes are chosen for the scale as rounded to f16.
     """
     full = np.asarray(values, dtype=np.float32)
     n, k = full.shape

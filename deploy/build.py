@@ -1,0 +1,251 @@
+"""From a checkpoint to a bundle: lay every weight out for the target, write, try it, seal it.
+
+One of the three files to read first. Needs no device: the bundle is written to a staging directory beside its final
+place and renamed when the golden prompt has been recorded. Parts are read, packed and written one at a time, so memory
+stays at the largest single weight. Called by `edgevl build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgevl.checkpoint.parts import part_weight
+from numpy.typing import NDArray
+
+from edgevl import __version__
+from edgevl.bundle import (
+    PAD,
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    Bundle,
+    FileRecord,
+    Golden,
+    Manifest,
+    Source,
+    Target,
+    WeightRecord,
+    write_manifest,
+)
+from edgevl.checkpoint import Checkpoint, open_checkpoint
+from edgevl.config import ModelConfig
+from edgevl.errors import UsageError
+from edgevl.files import atomic_file, sha256_file, staging_directory
+from edgevl.layouts import pack
+from edgevl.models.names import Part, all_parts
+from edgevl.runner import Limits
+from edgevl.safetensors_file import TensorSpec, write_safetensors
+from edgevl.weights import FloatWeight, Weight, quantize_int4, quantize_int8
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+_GOLDEN_TEXT = "The capital of France is a city on the river Seine, and"
+_ALIGN = 64  # bytes; every tensor of a bundle begins at a multiple
+_CHUNK = 256  # tokens of one prefill step
+_TARGETS = {"host": Target("host", "cpu", "rows")}
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What the user may choose. `body` is for weights that the checkpoint holds unquantized."""
+
+    target: str = "host"
+    body: str = "f16"  # f16 | f32
+    head: str = "f16"  # f16 | f32 | int8 | int4
+    vision: str = "f16"  # f16 | f32 | int8; the projector follows
+    kv: str = "f16"  # f16 | f32
+    context: int | None = None  # tokens; None: what the model was trained for, at most 16,384
+    force: bool = False  # replace an existing bundle
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "target": tuple(_TARGETS),
+            "body": ("f16", "f32"),
+            "head": ("f16", "f32", "int8", "int4"),
+            "vision": ("f16", "f32", "int8"),
+            "kv": ("f16", "f32"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise UsageError(f"--{name} {getattr(self, name)} cannot be built; choose {' or '.join(values)}")
+
+
+def build(model: str, out: Path, settings: BuildSettings, progress: Progress = lambda *_: None) -> str:
+    """Build `model` (directory, GGUF file, hub id or "demo") into the bundle directory `out`; returns its digest.
+
+    Raises `CheckpointError` for a checkpoint that cannot be used and `UsageError` for settings that do not go together.
+    """
+    checkpoint = open_checkpoint(model)
+    config = checkpoint.config
+    limits = _limits(config, settings)
+    parts = all_parts(config)
+    _check_shapes(parts, settings)
+    with staging_directory(out, force=settings.force) as stage:
+        records = _write_weights(checkpoint, parts, settings, stage / WEIGHTS, progress)
+        for name, content in (
+            (TOKENIZER, checkpoint.tokenizer_json()),
+            (TEMPLATE, checkpoint.chat_template().encode("utf-8")),
+        ):
+            with atomic_file(stage / name) as stream:
+                stream.write(content)
+        progress("digests", 0, 1)
+        files = {
+            n: FileRecord((stage / n).stat().st_size, sha256_file(stage / n)) for n in (WEIGHTS, TOKENIZER, TEMPLATE)
+        }
+        progress("digests", 1, 1)
+
+        def manifest(golden: Golden | None) -> Manifest:
+            source = Source(Path(checkpoint.path).name, checkpoint.digest, _describe(checkpoint))
+            target = _TARGETS[settings.target]
+            return Manifest(1, __version__, source, target, config, limits, records, files, golden)
+
+        write_manifest(stage, manifest(None))
+        progress("golden prompt", 0, 1)
+        digest = write_manifest(stage, manifest(_golden(stage)))
+        progress("golden prompt", 1, 1)
+    return digest
+
+
+def _golden(stage: Path) -> Golden:
+    """Open the bundle as a device would and record what it says."""
+    from edgevl.tokenizer import Tokenizer
+
+    from edgevl.engine import make_runner
+    from edgevl.golden import make_golden
+
+    bundle = Bundle.open(stage)
+    text = Tokenizer(bundle.tokenizer_json()).encode(_GOLDEN_TEXT, specials=False)
+    return make_golden(make_runner(bundle, None, "auto"), bundle.manifest.model, text)
+
+
+def _limits(config: ModelConfig, settings: BuildSettings) -> Limits:
+    trained = min(config.text.max_positions, 16384)
+    context = settings.context or trained
+    if context > trained:
+        raise UsageError(f"--context {context} is over the {trained} tokens that this model handles")
+    if context < 64:
+        raise UsageError(f"--context {context} is too small to answer anything; use at least 64")
+    return Limits(context=context, chunk=min(_CHUNK, context), kv=settings.kv)
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    q = checkpoint.quantization
+    return "none" if q is None else f"awq int4 g{q.group_size} {'symmetric' if q.symmetric else 'asymmetric'}"
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _kind(part: Part, settings: BuildSettings) -> str:
+    """How a part that the checkpoint left unquantized is stored."""
+    if part.kind == "norm" or part.name in ("vision.positions", "vision.prefix"):
+        return "f32"
+    if part.region in ("vision", "projector"):
+        # the patch embedding is the first thing that pixels meet and is tiny: it stays f16
+        return "f16" if part.name == "vision.patch" and settings.vision == "int8" else settings.vision
+    if part.region == "head":
+        return settings.head
+    if part.region == "embed":
+        return "f32" if settings.head == "f32" else "f16"
+    return settings.body
+
+
+def _convert(part: Part, weight: Weight, kind: str) -> Weight:
+    """The weight in the kind it is stored as."""
+    if not isinstance(weight, FloatWeight):
+        return weight
+    values = weight.values
+    if kind == "int8":
+        return quantize_int8(values)
+    if kind == "int4":
+        return quantize_int4(values, _head_group(part.shape[1]))
+    if kind == "f32":
+        return FloatWeight(np.ascontiguousarray(values, dtype=np.float32))
+    if values.dtype != np.float16 and float(np.abs(values).max(initial=0)) > 65504:
+        raise UsageError(f"{part.name} has values beyond the range of f16 (65,504); build it with f32 for that part")
+    return FloatWeight(np.ascontiguousarray(values, dtype=np.float16))
+
+
+def _head_group(k: int) -> int:
+    return next((g for g in (128, 64, 32) if k % g == 0), 0)
+
+
+def _check_shapes(parts: list[Part], settings: BuildSettings) -> None:
+    head = next(p for p in parts if p.region == "head")
+    if settings.head == "int4" and not _head_group(head.shape[1]):
+        raise UsageError(f"--head int4 needs a hidden size divisible by 32, this model's is {head.shape[1]}; use int8")
+
+
+def _write_weights(
+    checkpoint: Checkpoint, parts: list[Part], settings: BuildSettings, path: Path, progress: Progress
+) -> dict[str, WeightRecord]:
+    """Stream every part into weights.safetensors; returns the manifest's index."""
+    records: dict[str, WeightRecord] = {}
+    shared = _shared_head(checkpoint.config, settings)
+    written = [p for p in parts if not (shared and p.name == "head")]
+    specs: list[TensorSpec] = []
+    for part in written:
+        # a safetensors header comes before the data, so shapes are needed first: they follow from kinds alone
+        kind, arrays = _plan_part(checkpoint, part, settings)
+        names = {key: f"{part.name}.{key}" for key in arrays}
+        bias = f"{part.name}.bias" if part.bias else None
+        records[part.name] = WeightRecord(kind, part.region, part.shape, names, bias)
+        for key, (dtype, shape) in arrays.items():
+            _append_aligned(specs, TensorSpec(names[key], dtype, shape))
+        if bias is not None:
+            _append_aligned(specs, TensorSpec(bias, "F32", (part.shape[0],)))
+    if shared:
+        embed = records["embed"]
+        records["head"] = WeightRecord(embed.kind, "head", embed.shape, embed.arrays, None)
+
+    def tensors() -> Iterator[tuple[str, NDArray[Any]]]:
+        order = iter(specs)
+        for done, part in enumerate(written):
+            progress("weights", done, len(written))
+            weight, bias = part_weight(checkpoint, part)
+            kind = records[part.name].kind
+            stored = pack(_convert(part, weight, kind), bias)
+            assert stored.kind == kind, f"{part.name} was planned as {kind} and came out as {stored.kind}"
+            arrays = {f"{part.name}.{key}": array for key, array in stored.arrays.items()}
+            if stored.bias is not None:
+                arrays[f"{part.name}.bias"] = np.ascontiguousarray(stored.bias, dtype=np.float32)
+            while arrays:
+                spec = next(order)
+                yield spec.name, np.zeros(spec.shape, np.uint8) if spec.name.startswith(PAD) else arrays.pop(spec.name)
+        progress("weights", len(written), len(written))
+
+    write_safetensors(path, specs, tensors())
+    return records
+
+
+def _append_aligned(specs: list[TensorSpec], spec: TensorSpec) -> None:
+    """Add a tensor, and before it a padding tensor when it would not begin at a multiple of 64 bytes."""
+    gap = -specs[-1].nbytes % _ALIGN if specs else 0  # the one before begins aligned
+    if gap:
+        specs.append(TensorSpec(f"{PAD}{len(specs)}", "U8", (gap,)))
+    specs.append(spec)
+
+
+def _shared_head(config: ModelConfig, settings: BuildSettings) -> bool:
+    """A tied head that is stored as the embedding is needs no bytes of its own."""
+    return config.text.tied_embeddings and settings.head in ("f16", "f32")
+
+
+def _plan_part(
+    checkpoint: Checkpoint, part: Part, settings: BuildSettings
+) -> tuple[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """A part's kind, and dtype and shape of each of its arrays, without reading it."""
+    quantized = checkpoint.quantization is not None and checkpoint.has(f"{part.sources[0]}.qweight")
+    group = checkpoint.quantization.group_size if quantized and checkpoint.quantization else 0
+    kind = "int4" if quantized else _kind(part, settings)
+    if kind in ("f16", "f32"):
+        return kind, {"values": (kind.upper(), part.shape)}
+    n, k = part.shape
+    if kind == "int8":
+        return kind, {"codes": ("I8", (n, k)), "scales": ("F32", (n,))}
+    groups = (n, k // (group or _head_group(k)))
+    return kind, {"codes": ("U8", (n, k // 2)), "scales": ("F16", groups), "zeros": ("U8", groups)}
