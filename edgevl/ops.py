@@ -78,7 +78,7 @@ class Ops(Protocol[X]):
         ...
 
     def rope_write(self, qkv: X, step: Step[X], layer: int, config: TextConfig) -> X:
-        """(T, (H+2G)·D) -> q (T, H·D), rotated; rotated k, and v, go into the KV cache of `layer` at (slot, position)."""
+        """(T, (H+2G)·D) -> q (T, H·D), rotated; rotated k, and v, enter the cache of `layer` at (slot, position)."""
         ...
 
     def attention(self, q: X, step: Step[X], layer: int, config: TextConfig) -> X:

@@ -43,7 +43,7 @@ def random_weights(config: ModelConfig) -> dict[str, StoredWeight]:
     assert config.vision is not None
     weights = {}
     for part in vision_parts(config):
-        values = rng.standard_normal(part.shape).astype(np.float32) / np.sqrt(part.shape[-1])
+        values = (rng.standard_normal(part.shape) / np.sqrt(part.shape[-1])).astype(np.float32)
         if part.kind == "norm":
             values = (1 + 0.1 * values * np.sqrt(part.shape[-1])).astype(np.float32)
         if part.name == "vision.positions":
@@ -52,7 +52,7 @@ def random_weights(config: ModelConfig) -> dict[str, StoredWeight]:
                 stored_table(config), size=(side, side), mode="bilinear", align_corners=False
             )
             values = table[0].permute(1, 2, 0).reshape(part.shape).numpy()
-        bias = rng.standard_normal(part.shape[0]).astype(np.float32) * 0.1 if part.bias else None
+        bias = (0.1 * rng.standard_normal(part.shape[0])).astype(np.float32) if part.bias else None
         weights[part.name] = pack(FloatWeight(values), bias)
     return weights
 
