@@ -1,0 +1,183 @@
+"""Places every buffer of the recorded graphs in one arena: the plan that the runtime allocates, once, at load.
+
+Pure Python, needs no native code. Knows row counts, lifetimes and the KV cache's layout; knows nothing of kernels
+except how much scratch each needs (the native plan refuses less). Called by `edgevl.backends.cpu` and by the planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from edgevl.config import TextConfig
+from edgevl.errors import UsageError
+from edgevl.recorder import Buffer, Graph, Node
+from edgevl.runner import Limits
+
+ALIGN = 64  # bytes, a cache line and an AVX-512 register
+ITEM_BYTES = {"f32": 4, "i32": 4, "u8": 1}
+KV_BYTES = {"f16": 2, "f32": 4}
+
+# Sizes that the native kernels are compiled with (native/types.h); the native plan checks the result against its own.
+GEMV_ROWS = 7  # most rows of a linear that go the matrix-vector way
+PANEL = 256 * 32  # f32 values of a dequantized weight panel
+TILE = 12 * 32  # f32 values of a ragged output tile
+QUERY_ROWS = 96  # query rows of one attention block
+KEYS = 64  # keys of one attention block
+SPLIT_ITEMS = 32  # partial results of a split decode attention, per query head
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where everything lies in the arena; all numbers are bytes from its start."""
+
+    offsets: dict[str, tuple[int, ...]]  # graph name -> offset of each of its buffers, by Buffer.index
+    io: dict[str, int]  # graph name -> inputs and output, which no other graph touches
+    temporaries: int  # shared by all graphs, which never run at the same time
+    kv: int  # keys and values of all layers and slots
+    scratch: int  # of all threads, and what they share
+    kv_offset: int  # layer i's keys at kv_offset + 2·i·kv_layer, its values kv_layer later
+    kv_layer: int  # one tensor (slots, G, context, D) of one layer
+    shared_offset: int  # scratch that all threads share
+    thread_offset: int  # scratch of thread i at thread_offset + i·thread_bytes
+    thread_bytes: int
+    total: int  # bytes of the arena
+
+    @property
+    def workspace(self) -> int:
+        """Everything but the KV cache."""
+        return self.total - self.kv
+
+
+def aligned(size: int) -> int:
+    """`size` bytes, rounded up to whole cache lines."""
+    return (size + ALIGN - 1) // ALIGN * ALIGN
+
+
+def max_counts(limits: Limits) -> dict[str, int]:
+    """The largest count of each `Rows` symbol that a step may have."""
+    return {"tokens": limits.chunk, "logits": limits.logit_rows, "images": limits.chunk, "tiles": limits.tiles}
+
+
+def buffer_bytes(buffer: Buffer, counts: dict[str, int]) -> int:
+    """Bytes of a buffer (rows, cols) when its symbol counts `counts[symbol]`."""
+    if buffer.rows.symbol not in counts:
+        raise UsageError(f"a buffer has rows of {buffer.rows.symbol!r}; a plan knows {', '.join(counts)}")
+    return counts[buffer.rows.symbol] * buffer.rows.factor * buffer.cols * ITEM_BYTES[buffer.dtype]
+
+
+def lifetimes(graph: Graph) -> dict[int, tuple[int, int]]:
+    """Buffer index -> (node that writes it, last node that reads it), temporaries only."""
+    fixed = {b.index for b in graph.inputs.values()} | ({graph.output.index} if graph.output else set())
+    spans: dict[int, tuple[int, int]] = {}
+    for i, node in enumerate(graph.nodes):
+        for buffer in node.inputs:
+            if buffer.index not in fixed:
+                spans[buffer.index] = (spans[buffer.index][0], i)
+        if node.output.index not in fixed:
+            spans[node.output.index] = (i, i)
+    return spans
+
+
+def place(sizes: dict[int, int], spans: dict[int, tuple[int, int]]) -> tuple[dict[int, int], int]:
+    """Offsets for buffers of `sizes` bytes living in `spans`, and the bytes they take together.
+
+    Greedy by size: each buffer, largest first, takes the lowest gap that no buffer alive at the same time covers.
+    """
+    offsets: dict[int, int] = {}
+    total = 0
+    for index in sorted(spans, key=lambda i: (-sizes[i], spans[i])):
+        first, last = spans[index]
+        busy = sorted(
+            (offsets[j], offsets[j] + sizes[j]) for j in offsets if spans[j][0] <= last and first <= spans[j][1]
+        )
+        offset = 0
+        for low, high in busy:
+            if offset + sizes[index] <= low:
+                break
+            offset = max(offset, high)
+        offsets[index] = offset
+        total = max(total, offset + sizes[index])
+    return offsets, total
+
+
+def _attention_values(head_dim: int, rows: int) -> int:
+    """f32 values of one attention block: queries, output, scores, keys and values (D padded to whole panels)."""
+    padded = (head_dim + 31) // 32 * 32
+    return rows * (2 * padded + KEYS + 4) + 2 * KEYS * padded
+
+
+def _thread_values(node: Node, text: TextConfig | None) -> int:
+    """f32 values of scratch that one thread needs to run `node`."""
+    if node.op == "linear":
+        return max(PANEL + TILE, GEMV_ROWS * aligned(node.inputs[0].cols))
+    if node.op == "rope_write" and text is not None:
+        return text.head_dim
+    if node.op == "attention" and text is not None:
+        return _attention_values(text.head_dim, max(QUERY_ROWS, text.heads // text.kv_heads))
+    if node.op == "full_attention":
+        return _attention_values(node.output.cols // int(node.attrs["heads"]), QUERY_ROWS)
+    return 0
+
+
+def _shared_values(node: Node, text: TextConfig | None, limits: Limits) -> int:
+    """f32 values of scratch that all threads share: cos and sin (f64) of the step, partial results of split attention."""
+    if text is None or node.op not in ("rope_write", "attention"):
+        return 0
+    return 2 * limits.chunk * text.head_dim + SPLIT_ITEMS * text.heads * (text.head_dim + 2)
+
+
+def plan_memory(graphs: Sequence[Graph], limits: Limits, text: TextConfig | None, threads: int) -> MemoryPlan:
+    """Lay out the arena of `graphs` for `limits` and a pool of `threads`.
+
+    `text` sizes the KV cache (layers, G, D); None means there is none.
+    """
+    if threads < 1:
+        raise UsageError(f"a plan for {threads} threads cannot run; it needs at least 1")
+    counts = max_counts(limits)
+    offsets: dict[str, list[int]] = {}
+    io: dict[str, int] = {}
+    position = 0
+    for graph in graphs:
+        if graph.name in offsets:
+            raise UsageError(f"two graphs are called {graph.name!r}; each needs a name of its own")
+        offsets[graph.name] = [0] * len(graph.buffers)
+        start = position
+        fixed = list(graph.inputs.values()) + ([graph.output] if graph.output else [])
+        for buffer in {b.index: b for b in fixed}.values():
+            offsets[graph.name][buffer.index] = position
+            position += aligned(buffer_bytes(buffer, counts))
+        io[graph.name] = position - start
+    base, temporaries = position, 0
+    for graph in graphs:
+        spans = lifetimes(graph)
+        sizes = {i: aligned(buffer_bytes(graph.buffers[i], counts)) for i in spans}
+        placed, size = place(sizes, spans)
+        temporaries = max(temporaries, size)
+        for index, offset in placed.items():
+            offsets[graph.name][index] = base + offset
+    kv_layer = 0
+    if text is not None:
+        kv_layer = aligned(limits.slots * text.kv_heads * limits.context * text.head_dim * KV_BYTES[limits.kv])
+    kv = 2 * kv_layer * (text.layers if text is not None else 0)
+    nodes = [node for graph in graphs for node in graph.nodes]
+    shared = aligned(4 * max((_shared_values(n, text, limits) for n in nodes), default=0))
+    thread_bytes = aligned(4 * max((_thread_values(n, text) for n in nodes), default=0))
+    scratch = shared + threads * thread_bytes
+    kv_offset, shared_offset, thread_offset, total = accumulate(
+        (base + temporaries, kv, shared, threads * thread_bytes)
+    )
+    return MemoryPlan(
+        offsets={name: tuple(values) for name, values in offsets.items()},
+        io=io,
+        temporaries=temporaries,
+        kv=kv,
+        scratch=scratch,
+        kv_offset=kv_offset,
+        kv_layer=kv_layer,
+        shared_offset=shared_offset,
+        thread_offset=thread_offset,
+        thread_bytes=thread_bytes,
+        total=total,
+    )

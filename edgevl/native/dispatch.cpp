@@ -1,0 +1,74 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(EDGEVL_X86)
+#include <cpuid.h>
+#endif
+
+namespace edgevl {
+
+namespace portable {
+KernelTable table();
+}
+#if defined(EDGEVL_X86)
+namespace avx2 {
+KernelTable table();
+}
+namespace avx512 {
+KernelTable table();
+}
+#endif
+
+namespace {
+
+struct Choice {
+    const char* name;
+    bool supported;
+    KernelTable (*table)();
+};
+
+#if defined(EDGEVL_X86)
+bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
+}
+
+bool has_avx2() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+}  // namespace
+
+KernelTable choose_kernels() {
+    const Choice choices[] = {
+#if defined(EDGEVL_X86)
+        {"avx512", has_avx512(), avx512::table},
+        {"avx2", has_avx2(), avx2::table},
+#endif
+        {"portable", true, portable::table},
+    };
+    const char* wanted = std::getenv("EDGEVL_ISA");
+    const bool forced = wanted != nullptr && *wanted != '\0';
+    for (const Choice& choice : choices) {
+        if (!forced && choice.supported) return choice.table();
+        if (!forced || std::string(wanted) != choice.name) continue;
+        if (choice.supported) return choice.table();
+        throw std::invalid_argument("EDGEVL_ISA is " + std::string(wanted) +
+                                    ", which this processor does not support; unset it to let edgevl choose");
+    }
+    std::string known;
+    for (const Choice& choice : choices) known += (known.empty() ? "" : ", ") + std::string(choice.name);
+    throw std::invalid_argument("EDGEVL_ISA is '" + std::string(wanted) + "'; this build knows " + known);
+}
+
+}  // namespace edgevl

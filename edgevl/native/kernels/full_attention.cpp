@@ -1,0 +1,38 @@
+// full_attention: every token of a tile attends to all tokens of that tile.
+#include "flash.h"
+#include "kernels.h"
+
+namespace edgevl {
+namespace EDGEVL_ISA {
+namespace {
+
+// One item is up to kQueryRows queries of one head of one tile.
+int64_t items(const FullAttention& a, const Step& step, int) {
+    return rows_of(a.rows, step.counts) / a.tokens * a.heads * blocks(a.tokens, kQueryRows);
+}
+
+void run(const FullAttention& a, const Step&, int, int64_t item, float* scratch) {
+    const int64_t cuts = blocks(a.tokens, kQueryRows), width = a.heads * a.size;
+    const int64_t first = item % cuts * kQueryRows, rows = smaller(kQueryRows, a.tokens - first);
+    const int64_t head = item / cuts % a.heads, tile = item / cuts / a.heads;
+    const float* base = a.qkv + tile * a.tokens * 3 * width + head * a.size;
+    const Source keys = {base + width, false, 3 * width}, values = {base + 2 * width, false, 3 * width};
+    const Flash f = make_flash(scratch, a.size, kQueryRows);
+    start_rows(f, rows);
+    for (int64_t r = 0; r < rows; ++r) set_query(f, r, base + (first + r) * 3 * width);
+    for (int64_t key = 0; key < a.tokens; key += kKeys) {
+        const int64_t count = smaller(kKeys, a.tokens - key);
+        load_block(f, keys, values, key, count);
+        absorb(f, rows, count, [&](int64_t) { return count; });
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        get_output(f, r, a.out + (tile * a.tokens + first + r) * width + head * a.size);
+    }
+}
+
+}  // namespace
+
+const Kernel<FullAttention> full_attention_kernel = {1, items, run};
+
+}  // namespace EDGEVL_ISA
+}  // namespace edgevl

@@ -1,0 +1,81 @@
+// rope_write: q and k turned by their positions, q handed on, k and v written to the KV cache.
+//
+// Pairs are (d, d + D/2). Angles, cosines, sines and the turn itself are f64, as in the definition: the f32
+// and f16 that are stored then differ from it in no bit. Cosines and sines are computed once a step, by the
+// first layer, and read by the others.
+#include <math.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace edgevl {
+namespace EDGEVL_ISA {
+namespace {
+
+void fill_turns(const RopeWrite& a, int64_t row) {
+    const int64_t half = a.cache.size / 2;
+    double* turns = a.turns + row * a.cache.size;
+    for (int64_t d = 0; d < half; ++d) {
+        const double angle = double(a.positions[row]) * a.frequencies[d];
+        turns[d] = cos(angle);
+        turns[half + d] = sin(angle);
+    }
+}
+
+void turn(const float* x, const double* turns, int64_t half, float* out) {
+    for (int64_t d = 0; d < half; ++d) {
+        const double first = x[d], second = x[half + d], c = turns[d], s = turns[half + d];
+        out[d] = float(first * c - second * s);
+        out[half + d] = float(second * c + first * s);
+    }
+}
+
+// One head into the cache (slots, G, context, D) at float offset `at`.
+void write(void* cache, bool half, int64_t at, const float* x, int64_t size) {
+    if (!half) {
+        std::memcpy(static_cast<float*>(cache) + at, x, size_t(size) * sizeof(float));
+        return;
+    }
+    uint16_t* out = static_cast<uint16_t*>(cache) + at;
+    int64_t d = 0;
+    for (; d + W <= size; d += W) store_half(out + d, load(x + d));
+    for (; d < size; ++d) out[d] = float_to_half(x[d]);
+}
+
+void one_row(const RopeWrite& a, int64_t row, float* scratch) {
+    const CacheLayer& c = a.cache;
+    const int64_t size = c.size, half = size / 2;
+    const float* q = a.qkv + row * (c.heads + 2 * c.groups) * size;
+    const float* k = q + c.heads * size;
+    const float* v = k + c.groups * size;
+    const double* turns = a.turns + row * size;
+    for (int64_t h = 0; h < c.heads; ++h) turn(q + h * size, turns, half, a.out + (row * c.heads + h) * size);
+    for (int64_t g = 0; g < c.groups; ++g) {
+        const int64_t at = ((a.slots[row] * c.groups + g) * c.context + a.positions[row]) * size;
+        turn(k + g * size, turns, half, scratch);
+        write(c.keys, c.half, at, scratch, size);
+        write(c.values, c.half, at, v + g * size, size);
+    }
+}
+
+int64_t items(const RopeWrite& a, const Step& step, int phase) {
+    return phase == 0 && !a.fill ? 0 : row_items(a, step, phase);
+}
+
+void run(const RopeWrite& a, const Step& step, int phase, int64_t item, float* scratch) {
+    const int64_t end = smaller(rows_of(a.rows, step.counts), (item + 1) * kRowGrain);
+    for (int64_t row = item * kRowGrain; row < end; ++row) {
+        if (phase == 0) {
+            fill_turns(a, row);
+        } else {
+            one_row(a, row, scratch);
+        }
+    }
+}
+
+}  // namespace
+
+const Kernel<RopeWrite> rope_write_kernel = {2, items, run};
+
+}  // namespace EDGEVL_ISA
+}  // namespace edgevl

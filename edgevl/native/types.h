@@ -1,0 +1,190 @@
+// What a kernel call is made of. Plain data: shared by the plan, the kernels of every instruction set and the
+// tests of neither. Functions here are `static inline`, because a header that several instruction sets
+// compile must not leave the linker a choice between their versions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace edgevl {
+
+// Sizes that edgevl/memory.py knows too; Plan refuses less scratch than they ask for.
+constexpr int64_t kGemvRows = 7;      // most rows of a linear that go the matrix-vector way
+constexpr int64_t kPanelDepth = 256;  // in-features of a dequantized weight panel
+constexpr int64_t kPanelWidth = 32;   // out-features of a dequantized weight panel
+constexpr int64_t kTileRows = 12;     // most rows of a register tile, over all instruction sets
+constexpr int64_t kQueryRows = 96;    // query rows of one attention block
+constexpr int64_t kKeys = 64;         // keys of one attention block
+constexpr int64_t kDecodeTokens = 8;  // steps up to this many tokens take the decode path of attention
+constexpr int64_t kSplitItems = 32;   // partial results of a split decode attention, per query head
+constexpr int64_t kSplitKeys = 256;   // fewest keys of one split
+
+enum class Kind : int { f32, f16, int8, int4 };
+
+enum Symbol : int { kTokens, kLogits, kImages, kTiles, kSymbols };
+
+// How many of each symbol this step has.
+struct Counts {
+    int64_t value[kSymbols];
+};
+
+struct Rows {
+    int symbol;
+    int64_t factor;
+};
+
+static inline int64_t rows_of(Rows rows, const Counts& counts) {
+    return counts.value[rows.symbol] * rows.factor;
+}
+
+// A weight as edgevl/layouts.py stores it: layout "rows".
+struct Weight {
+    Kind kind;
+    int64_t n, k;          // out-features (rows), in-features
+    int64_t group;         // Q of int4
+    const void* values;    // f32, f16: (N, K); int8: codes (N, K); int4: codes (N, K/2)
+    const void* scales;    // int8: (N,) f32; int4: (N, K/Q) f16
+    const uint8_t* zeros;  // int4: (N, K/Q)
+    const float* bias;     // (N,) or null
+};
+
+// The keys and values of one layer: (slots, groups, context, size) each.
+struct CacheLayer {
+    void* keys;
+    void* values;
+    bool half;
+    int64_t slots, groups, context, size, heads;
+};
+
+// What is known only when a plan is replayed.
+struct Step {
+    Counts counts;
+    int threads;
+};
+
+struct Embed {
+    Rows rows;
+    const int32_t* tokens;
+    const float* images;  // null in a text-only model
+    Weight table;
+    float* out;
+};
+
+struct RmsNorm {
+    Rows rows;
+    const float* x;
+    Weight weight;
+    float eps;
+    float* out;
+};
+
+struct LayerNorm {
+    Rows rows;
+    const float* x;
+    Weight weight;
+    float eps;
+    float* out;
+};
+
+struct Linear {
+    Rows rows;
+    const float* x;
+    Weight weight;
+    bool gelu;
+    const float* residual;  // null without
+    float* out;
+};
+
+struct RopeWrite {
+    Rows rows;
+    const float* qkv;
+    const int32_t* positions;
+    const int32_t* slots;
+    CacheLayer cache;
+    const double* frequencies;  // (D/2,)
+    double* turns;              // (T, D): cos then sin of each pair; shared scratch
+    bool fill;                  // the first layer of a step fills `turns`, the others read it
+    float* out;
+};
+
+struct Attention {
+    Rows rows;
+    const float* q;
+    const int32_t* positions;
+    const int32_t* slots;
+    CacheLayer cache;
+    float* partial;  // (T·H·splits, 2 + D): maximum, sum, weighted values; shared scratch
+    float* out;
+};
+
+struct SiluMul {
+    Rows rows;
+    const float* gate_up;
+    int64_t width;  // F
+    float* out;
+};
+
+struct GatherRows {
+    Rows rows;
+    const float* x;
+    const int32_t* picked;
+    int64_t width;
+    float* out;
+};
+
+struct Patches {
+    Rows rows;  // tiles
+    const uint8_t* pixels;
+    int64_t side, patch;
+    float mean[3], std[3];
+    float* out;
+};
+
+struct VisionTokens {
+    Rows rows;  // of the output
+    const float* x;
+    Weight positions, prefix;
+    float* out;
+};
+
+struct FullAttention {
+    Rows rows;
+    const float* qkv;
+    int64_t heads, tokens, size;
+    float* out;
+};
+
+struct PixelShuffle {
+    Rows rows;  // of the output
+    const float* x;
+    int64_t grid, prefix, width;
+    float* out;
+};
+
+// One op of one instruction set. A phase is a set of items that any thread may take in any order; the next
+// phase sees all of them done. `items` depends on the call and the step alone, `run` writes only what its
+// item owns.
+template <class Args>
+struct Kernel {
+    int phases;
+    int64_t (*items)(const Args&, const Step&, int phase);
+    void (*run)(const Args&, const Step&, int phase, int64_t item, float* scratch);
+};
+
+struct KernelTable {
+    const char* name;
+    Kernel<Embed> embed;
+    Kernel<RmsNorm> rms_norm;
+    Kernel<LayerNorm> layer_norm;
+    Kernel<Linear> linear;
+    Kernel<RopeWrite> rope_write;
+    Kernel<Attention> attention;
+    Kernel<SiluMul> silu_mul;
+    Kernel<GatherRows> gather_rows;
+    Kernel<Patches> patches;
+    Kernel<VisionTokens> vision_tokens;
+    Kernel<FullAttention> full_attention;
+    Kernel<PixelShuffle> pixel_shuffle;
+};
+
+}  // namespace edgevl
