@@ -122,7 +122,7 @@ def _thread_values(node: Node, text: TextConfig | None) -> int:
 
 
 def _shared_values(node: Node, text: TextConfig | None, limits: Limits) -> int:
-    """f32 values of scratch that all threads share: cos and sin (f64) of the step, partial results of split attention."""
+    """f32 values of scratch that all threads share: cosines and sines in f64, and partial results of attention."""
     if text is None or node.op not in ("rope_write", "attention"):
         return 0
     return 2 * limits.chunk * text.head_dim + SPLIT_ITEMS * text.heads * (text.head_dim + 2)

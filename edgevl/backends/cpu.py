@@ -177,9 +177,11 @@ class _Program:
             residual = inputs[1] if a["residual"] else -1
             plan.linear(graph, inputs[0], weights[0], a["activation"] == "gelu", residual, out)
         elif node.op == "rope_write":
-            plan.rope_write(graph, *inputs, a["layer"], out)
+            qkv, positions, slots = inputs
+            plan.rope_write(graph, qkv, positions, slots, a["layer"], out)
         elif node.op == "attention":
-            plan.attention(graph, *inputs, a["layer"], out)
+            q, positions, slots = inputs
+            plan.attention(graph, q, positions, slots, a["layer"], out)
         elif node.op == "silu_mul":
             plan.silu_mul(graph, inputs[0], out)
         elif node.op == "gather_rows":
@@ -290,7 +292,7 @@ def run_graph(
         for place, given in zip(program.cache(layer), pair, strict=True):
             place[...] = given
     program.fill(graph.name, inputs, counts)
-    result = program.run(graph.name, counts).copy()
+    result: Array = program.run(graph.name, counts).copy()
     for layer, pair in (cache or {}).items():
         for place, given in zip(program.cache(layer), pair, strict=True):
             given[...] = place

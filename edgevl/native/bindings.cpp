@@ -53,9 +53,9 @@ class PyPlan {
         require(values.ndim() == 1 || values.ndim() == 2, "a weight has one or two dimensions");
         const int64_t n = int64_t(values.shape(0)), k = values.ndim() == 2 ? int64_t(values.shape(1)) : 1;
         keep(values);
-        return add(
-            {half ? edgevl::Kind::f16 : edgevl::Kind::f32, n, k, 0, values.data(), nullptr, nullptr, nullptr},
-            bias);
+        return add({half ? edgevl::Kind::f16 : edgevl::Kind::f32, n, k, 0, values.data(), nullptr, nullptr,
+                    nullptr, 0},
+                   bias);
     }
 
     int int8_weight(const Codes8& codes, const Floats& scales, nb::object bias) {
@@ -63,7 +63,7 @@ class PyPlan {
         keep(Array(codes));
         keep(Array(scales));
         return add({edgevl::Kind::int8, int64_t(codes.shape(0)), int64_t(codes.shape(1)), 0, codes.data(),
-                    scales.data(), nullptr, nullptr},
+                    scales.data(), nullptr, nullptr, 0},
                    bias);
     }
 
@@ -77,8 +77,9 @@ class PyPlan {
         keep(Array(codes));
         keep(scales);
         keep(Array(zeros));
-        return add({edgevl::Kind::int4, n, k, k / groups, codes.data(), scales.data(), zeros.data(), nullptr},
-                   bias);
+        return add(
+            {edgevl::Kind::int4, n, k, k / groups, codes.data(), scales.data(), zeros.data(), nullptr, 0},
+            bias);
     }
 
   private:

@@ -97,6 +97,7 @@ int Plan::buffer(int64_t offset, int symbol, int64_t factor, int64_t cols, Dtype
 int Plan::weight(const Weight& weight) {
     require(weight.n > 0 && weight.k > 0, "a weight needs rows and columns");
     weights_.push_back(weight);
+    weights_.back().groups = weight.group > 0 ? weight.k / weight.group : 0;
     return int(weights_.size()) - 1;
 }
 

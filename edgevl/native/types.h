@@ -1,6 +1,6 @@
-// What a kernel call is made of. Plain data: shared by the plan, the kernels of every instruction set and the
-// tests of neither. Functions here are `static inline`, because a header that several instruction sets
-// compile must not leave the linker a choice between their versions.
+// What a kernel call is made of. Plain data, shared by the plan and the kernels of every instruction set.
+// Functions here are `static inline`: a header that several instruction sets compile must not leave the
+// linker a choice between their versions.
 #pragma once
 
 #include <cstddef>
@@ -46,6 +46,7 @@ struct Weight {
     const void* scales;    // int8: (N,) f32; int4: (N, K/Q) f16
     const uint8_t* zeros;  // int4: (N, K/Q)
     const float* bias;     // (N,) or null
+    int64_t groups;        // K/Q of int4; set by Plan
 };
 
 // The keys and values of one layer: (slots, groups, context, size) each.

@@ -41,6 +41,16 @@ void finish_row(const Linear& a, int64_t row, int64_t begin, int64_t end) {
 // -- few rows
 // ---------------------------------------------------------------------------------------------------------
 
+constexpr int64_t kFetchBytes = 4096;
+
+// How far ahead of a load to fetch, in bytes. R rows are read side by side, so what comes next lies whole
+// sets of R rows further on; rows so long that the next set is out of reach are left to their own
+// continuation.
+int64_t fetch_distance(int64_t row_bytes, int64_t rows) {
+    const int64_t set = row_bytes * rows;
+    return set >= kFetchBytes ? kFetchBytes / rows : set * blocks(kFetchBytes, set);
+}
+
 // R weight rows from n on, times T rows of x. For int4, x has been dealt out by `deal`.
 template <Kind kind, int T, int R>
 void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
@@ -51,6 +61,7 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
     int64_t k = 0;
     if constexpr (kind == Kind::int4) {
         const uint8_t* codes = static_cast<const uint8_t*>(w.values) + n * (w.k / 2);
+        const int64_t ahead = fetch_distance(w.k / 2, R);
         for (int64_t g = 0; k < w.k; ++g) {
             Group group[R];
             EDGEVL_UNROLL
@@ -59,7 +70,9 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
                 EDGEVL_UNROLL
                 for (int r = 0; r < R; ++r) {
                     V even, odd;
-                    load_int4(codes + r * (w.k / 2) + k / 2, group[r], even, odd);
+                    const uint8_t* p = codes + r * (w.k / 2) + k / 2;
+                    __builtin_prefetch(p + ahead);
+                    load_int4(p, group[r], even, odd);
                     EDGEVL_UNROLL
                     for (int t = 0; t < T; ++t) {
                         acc[r][t] = fma(even, load(x + t * w.k + k), acc[r][t]);
@@ -69,14 +82,18 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
             }
         }
     } else {
+        const int64_t item = kind == Kind::f32 ? 4 : kind == Kind::f16 ? 2 : 1;
+        const int64_t ahead = fetch_distance(w.k * item, R);
+        const uint8_t* row = static_cast<const uint8_t*>(w.values) + n * w.k * item;
         for (; k + W <= w.k; k += W) {
             EDGEVL_UNROLL
             for (int r = 0; r < R; ++r) {
                 V v;
-                const int64_t at = (n + r) * w.k + k;
-                if constexpr (kind == Kind::f32) v = load(static_cast<const float*>(w.values) + at);
-                if constexpr (kind == Kind::f16) v = load_half(static_cast<const uint16_t*>(w.values) + at);
-                if constexpr (kind == Kind::int8) v = load_int8(static_cast<const int8_t*>(w.values) + at);
+                const uint8_t* p = row + (r * w.k + k) * item;
+                __builtin_prefetch(p + ahead);
+                if constexpr (kind == Kind::f32) v = load(reinterpret_cast<const float*>(p));
+                if constexpr (kind == Kind::f16) v = load_half(reinterpret_cast<const uint16_t*>(p));
+                if constexpr (kind == Kind::int8) v = load_int8(reinterpret_cast<const int8_t*>(p));
                 EDGEVL_UNROLL
                 for (int t = 0; t < T; ++t) acc[r][t] = fma(v, load(x + t * w.k + k), acc[r][t]);
             }
@@ -170,20 +187,25 @@ void pack_columns(const Weight& w, int64_t n, int64_t k0, int64_t depth, float* 
             for (int j = 0; j < W; ++j) store(panel + (k + j) * kPanelWidth, even[j]);
         }
     } else if (w.group % (2 * W) == 0) {
-        const uint8_t* codes = static_cast<const uint8_t*>(w.values);
-        for (; k < depth; k += 2 * W) {
-            for (int r = 0; r < W; ++r) {
-                even[r] = odd[r] = splat(0.0f);
-                if (r < valid) {
-                    const Group group = int4_group(w, n + r, (k0 + k) / w.group);
-                    load_int4(codes + ((n + r) * w.k + k0 + k) / 2, group, even[r], odd[r]);
+        const uint8_t* codes = static_cast<const uint8_t*>(w.values) + (n * w.k + k0) / 2;
+        while (valid > 0 && k < depth) {
+            const int64_t g = (k0 + k) / w.group, end = smaller(depth, (g + 1) * w.group - k0);
+            Group groups[W];
+            for (int r = 0; r < W; ++r)
+                groups[r] = r < valid ? int4_group(w, n + r, g) : make_group(0.0f, 0.0f);
+            for (; k < end; k += 2 * W) {
+                EDGEVL_UNROLL
+                for (int r = 0; r < W; ++r) {
+                    const int64_t row = r < valid ? r : 0;  // rows past the end read the first, times zero
+                    load_int4(codes + (row * w.k + k) / 2, groups[r], even[r], odd[r]);
                 }
-            }
-            transpose(even);
-            transpose(odd);
-            for (int j = 0; j < W; ++j) {
-                store(panel + (k + 2 * j) * kPanelWidth, even[j]);
-                store(panel + (k + 2 * j + 1) * kPanelWidth, odd[j]);
+                transpose(even);
+                transpose(odd);
+                EDGEVL_UNROLL
+                for (int j = 0; j < W; ++j) {
+                    store(panel + (k + 2 * j) * kPanelWidth, even[j]);
+                    store(panel + (k + 2 * j + 1) * kPanelWidth, odd[j]);
+                }
             }
         }
     }

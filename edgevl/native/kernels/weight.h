@@ -8,7 +8,7 @@ namespace edgevl {
 namespace EDGEVL_ISA {
 
 static inline Group int4_group(const Weight& w, int64_t n, int64_t g) {
-    const int64_t at = n * (w.k / w.group) + g;
+    const int64_t at = n * w.groups + g;
     return make_group(half_to_float(static_cast<const uint16_t*>(w.scales)[at]), float(w.zeros[at]));
 }
 
@@ -26,7 +26,7 @@ static inline float weight_at(const Weight& w, int64_t n, int64_t k) {
             break;
     }
     const uint8_t byte = static_cast<const uint8_t*>(w.values)[n * (w.k / 2) + k / 2];
-    const int64_t group = n * (w.k / w.group) + k / w.group;
+    const int64_t group = n * w.groups + k / w.group;
     const float scale = half_to_float(static_cast<const uint16_t*>(w.scales)[group]);
     return (float(k % 2 ? byte >> 4 : byte & 15) - float(w.zeros[group])) * scale;
 }
