@@ -10,7 +10,8 @@ For a Linear with K in-features, N out-features and groups of Q in-features:
 
 Bits 4i..4i+3 of a word hold out-feature 8c + ORDER[i], ORDER = 0, 2, 4, 6, 1, 3, 5, 7: codes 0..7 of eight neighbouring
 out-features make the word 0x75316420. Reading the nibbles in their natural order permutes out-features within each
-eight, which leaves a model that runs and says nonsense. A symmetric weight has every zero 8, so that qzeros is 0x88888888.
+eight, which leaves a model that runs and says nonsense. A symmetric weight has every zero 8, so that every word of
+qzeros is 0x88888888.
 
 Source: AutoAWQ 0.2.9 (the tests compare with its own unpacking). The checkpoint reader unpacks, the quantizer packs.
 """

@@ -238,7 +238,7 @@ def write_safetensors(
 
 
 def widest_first(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The specs ordered by item size, largest first, otherwise as they came: every tensor then lies aligned to its item."""
+    """The specs ordered by item size, largest first, otherwise as they came: every tensor then lies aligned."""
     return sorted(specs, key=lambda spec: -DTYPES[spec.dtype].itemsize)
 
 

@@ -1,9 +1,9 @@
 """Tiny random checkpoints in the exact layout of the real ones, for every test that needs a model on disk.
 
-`tiny_vl` writes a `Llama_Nemotron_Nano_VL`, `tiny_llama` a plain `LlamaForCausalLM` that transformers loads too. Both have a
-real tokenizer (byte-level BPE, Llama-3 control tokens, the nine image tokens) and a Llama-3 chat template. Weights come
-from a seed; the same arguments give the same bytes. `text_tensors` and `vision_tensors` give the arrays as they were before
-storage, for tests that compute with them.
+`tiny_vl` writes a `Llama_Nemotron_Nano_VL`, `tiny_llama` a plain `LlamaForCausalLM` that transformers loads too. Both
+have a real tokenizer (byte-level BPE, Llama-3 control tokens, the nine image tokens) and a Llama-3 chat template.
+Weights come from a seed; the same arguments give the same bytes. `text_tensors` and `vision_tensors` give the arrays as
+they were before storage, for tests that compute with them.
 """
 
 from __future__ import annotations
