@@ -134,8 +134,7 @@ def test_instruction_sets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EDGEVL_ISA", isa)
         try:
             runner = make()
-        except UsageError as error:  # this machine is too small for it
-            assert "EDGEVL_ISA" in str(error)
+        except UsageError:  # this processor does not have it
             continue
         names.append(runner.backend)
         results.append(np.concatenate([prefill(runner, prompt(30)), prefill(runner, prompt(1), start=30)]))
@@ -146,7 +145,7 @@ def test_instruction_sets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEVL_ISA", "sse9")
-    with pytest.raises(UsageError, match="EDGEVL_ISA is 'sse9'; this build knows .*portable"):
+    with pytest.raises(UsageError, match=r"EDGEVL_ISA is 'sse9'; this build knows .*portable"):
         make()
 
 
@@ -258,7 +257,7 @@ def test_wrong_weights_are_refused() -> None:
     def with_norm(values: np.ndarray, shape: tuple[int, ...] = (64,)) -> Callable[[str], StoredWeight]:
         return lambda name: StoredWeight("f32", shape, {"values": values}) if name == "norm" else good(name)
 
-    with pytest.raises(UsageError, match="'norm' is .*32.*; the model needs .*64"):
+    with pytest.raises(UsageError, match=r"'norm' is .*32.*; the model needs .*64"):
         CpuRunner(config, LIMITS, with_norm(np.ones(32, np.float32), (32,)), 1)
     with pytest.raises(UsageError, match="cannot be planned"):
         CpuRunner(config, LIMITS, with_norm(np.ones(32, np.float32)), 1)  # the array is shorter than it says
