@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgevl.errors import CheckpointError
@@ -122,8 +121,3 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
 
 def _plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
-
-
-def as_float32(values: Array) -> NDArray[np.float32]:
-    """Any float array as f32, without a copy when it is one already."""
-    return np.asarray(values, dtype=np.float32)
