@@ -70,8 +70,8 @@ def tile_grid(width: int, height: int, config: TilingConfig, tile_size: int) -> 
     """The grid for a picture of `width` x `height` pixels.
 
     Each candidate (i columns, j rows) scores min(i·j·S²/area, 0.6) · min(t/a, a/t), with t = i/j, a the picture's
-    aspect ratio and area its pixels, both taken after doubling under the rule "hf"; the first best one wins. Computed in
-    float64 in this order of operations, because exact squares are decided by rounding. Source: the model's image
+    aspect ratio and area its pixels, both taken after doubling under the rule "hf"; the first best one wins. Computed
+    in float64 in this order of operations, because exact squares are decided by rounding. Source: the model's image
     processor. Raises `ImageError` for a size below one pixel.
     """
     if width < 1 or height < 1:
