@@ -1,0 +1,126 @@
+"""`edgevl quantize`: an int4 AWQ checkpoint from an original one. Needs torch, which is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgevl.errors import MissingExtraError, UsageError
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@click.command(name="quantize", short_help="Make an int4 AWQ checkpoint.")
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the new checkpoint.")
+@click.option("--scheme", type=click.Choice(["asym", "sym"]), default="asym", show_default=True, help="Zero points.")
+@click.option("--group-size", type=int, help="128, 64 or 32; default: the largest that divides all widths.")
+@click.option("--calibration", help="text, image-text, mixed, or a directory; default: mixed, text without eyes.")
+@click.option("--samples", type=int, default=32, show_default=True, help="Calibration sequences.")
+@click.option("--length", type=int, default=512, show_default=True, help="Tokens of each sequence.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the calibration data and the search's sample.")
+@click.option("--max-memory", help="Most memory to hold, such as 8GB; refused at once if it cannot work.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    model: str,
+    output: Path,
+    scheme: str,
+    group_size: int | None,
+    calibration: str | None,
+    samples: int,
+    length: int,
+    device: str,
+    seed: int,
+    max_memory: str | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL (a directory, a GGUF file, a Hugging Face id, or "demo") to int4 with AWQ.
+
+    The output is a Hugging Face checkpoint in AutoAWQ's GEMM layout with a quantization_report.json. An interrupted run
+    goes on with --resume.
+    """
+    limit = None if max_memory is None else parse_size(max_memory)
+    try:
+        from quantize.job import quantize
+        from quantize.settings import QuantizeSettings
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            raise MissingExtraError("quantize", "quantize", "torch") from error
+        raise
+    settings = QuantizeSettings(
+        group_size=group_size,
+        scheme=scheme,
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        device=device,
+        seed=seed,
+        max_memory=limit,
+        resume=resume,
+    )
+    try:
+        with progress_bar() as progress:
+            report = quantize(model, output, settings, progress)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. Finished blocks are kept in {output}.partial; add --resume to go on.", err=True)
+        sys.exit(1)
+    _summary(report, output, group_size is None)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        click.echo(str(output))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left on stderr; gives the function (stage, done, total) that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def move(stage: str, done: int, total: int) -> None:
+            key = stage.split(" ")[0]
+            if key not in tasks:
+                tasks[key] = bar.add_task(stage, total=total)
+            bar.update(tasks[key], description=stage, completed=done, total=total)
+
+        yield move
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "8GB", "512MiB" or a plain number; `UsageError` for anything else."""
+    words = text.strip().upper()
+    unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if words.endswith(u)), "")
+    try:
+        value = float(words.removesuffix(unit))
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e15:
+        raise UsageError(f"--max-memory {text} is not a size; write it as 8GB, 512MiB or a number of bytes")
+    return int(value * _UNITS.get(unit, 1))
+
+
+def _summary(report: dict[str, Any], output: Path, chosen: bool) -> None:
+    """What was quantized, what was kept and why, on stderr."""
+    settings = report["settings"]
+    why = ", the largest that divides all widths" if chosen else ""
+    click.echo(f"int4, {settings['scheme']}, groups of {settings['group_size']}{why}: {report['quantized']}", err=True)
+    for name, reason in report["kept"].items():
+        click.echo(f"kept {name}: {reason}", err=True)
+    click.echo(
+        f"mean error of a block's output {report['error']:.4f}, {report['seconds']:.0f} s; "
+        f"details in {output / 'quantization_report.json'}",
+        err=True,
+    )

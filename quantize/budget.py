@@ -1,0 +1,55 @@
+"""What a run needs, computed before it starts: bytes of memory and of disk. It fits or it is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgevl.checkpoint import Checkpoint
+from edgevl.config import TextConfig
+from edgevl.errors import UsageError
+from quantize.groups import block_table
+from quantize.observe import SAMPLE_TOKENS
+from quantize.settings import QuantizeSettings
+
+_AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
+_COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
+
+
+def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
+    """How many sequences go through a block together within `max_memory`; at least 1, or `UsageError`."""
+    c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
+    held = settings.samples * settings.length * c * 4  # hidden states
+    block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
+    fixed = held + 2 * block + _COPIES * 2 * f * c * 4 + SAMPLE_TOKENS * (3 * c + f) * 4
+    each = settings.length * (4 * f + 2 * qkv + 6 * c) * 4
+    if settings.max_memory is None:
+        return max(1, min(settings.samples, _AT_EASE // each))
+    if fixed + each > settings.max_memory:
+        raise UsageError(
+            f"--max-memory {_size(settings.max_memory)} is too little: one block of this model, its search and the "
+            f"hidden states of {settings.samples} sequences need {_size(fixed + each)}; raise it or lower --samples"
+        )
+    return max(1, min(settings.samples, _AT_EASE // each, (settings.max_memory - fixed) // each))
+
+
+def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> None:
+    """Raise `UsageError` when the output and the unfinished run beside it would not fit on the disk."""
+    total = sum(checkpoint.spec(name).nbytes for name in checkpoint.names())
+    t = checkpoint.config.text
+    linears = t.layers * (t.qkv_size + t.heads * t.head_dim + 3 * t.intermediate_size) * t.hidden_size
+    down = checkpoint.spec(f"{block_table(checkpoint.config, 0).linears[-1]}.weight")
+    item = down.nbytes // (t.hidden_size * t.intermediate_size)
+    packed = int(linears * 0.6)  # codes, and scales and zeros of groups of 32 at most
+    needed = total - linears * item + 2 * packed + 2 * settings.samples * settings.length * t.hidden_size * 4
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UsageError(
+            f"{folder} has {_size(free)} free, and the run needs up to {_size(needed)}; "
+            "free some space or write elsewhere"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,128 @@
+"""An unfinished run on disk, `OUT.partial/`: what is needed to go on after any interruption, to the same bytes.
+
+    job.json                  the settings and what they were applied to
+    block-00012.safetensors   a finished block: int4 tensors and changed norms by checkpoint names; report as metadata
+    hidden-00013.safetensors  the calibration tokens' hidden states before block 13
+
+Every file appears whole or not at all. A block is written before the hidden states that follow it, and older hidden
+states are deleted last, so that at any moment the newest hidden states are preceded by all of their blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgevl.awq_format import FIELDS, pack
+from edgevl.errors import UsageError
+from edgevl.files import atomic_file
+from edgevl.safetensors_file import SafetensorsFile, TensorSpec, widest_first, write_safetensors
+from edgevl.weights import Int4Weight
+
+_JOB = "job.json"
+
+
+class Partial:
+    """The folder of an unfinished run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, out: Path) -> Partial:
+        """The folder that belongs to the output `out`; it may not exist."""
+        return cls(out.with_name(f"{out.name}.partial"))
+
+    def start(self, settings: Mapping[str, Any], resume: bool) -> int:
+        """Begin or go on; returns how many blocks are finished.
+
+        Raises `UsageError` when there is an unfinished run and `resume` is not set, or its settings were others.
+        """
+        if not (self.folder / _JOB).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(self.folder / _JOB) as stream:
+                stream.write(json.dumps(settings, indent=2).encode())
+            return 0
+        done = self.finished()
+        if not resume:
+            raise UsageError(
+                f"{self.folder} holds an unfinished run with {done} blocks done; "
+                "add --resume to go on with it, or delete that folder to begin again"
+            )
+        before = json.loads((self.folder / _JOB).read_text())
+        for name in sorted({*before, *settings}):
+            if before.get(name) != settings.get(name):
+                raise UsageError(
+                    f"the unfinished run in {self.folder} had {name} = {before.get(name)}, now it is "
+                    f"{settings.get(name)}; use the same settings, or delete that folder to begin again"
+                )
+        return done
+
+    def finished(self) -> int:
+        """Blocks whose results and following hidden states are all there."""
+        numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("hidden-*.safetensors")]
+        return max(numbers, default=0)
+
+    def remove(self) -> None:
+        """The run is over."""
+        shutil.rmtree(self.folder)
+
+    # -- blocks -------------------------------------------------------------------------------------------------
+
+    def save_block(
+        self,
+        layer: int,
+        linears: Mapping[str, Int4Weight],
+        changed: Mapping[str, NDArray[Any]],
+        report: Mapping[str, Any],
+    ) -> None:
+        """Write a finished block."""
+        tensors: dict[str, NDArray[Any]] = dict(changed)
+        for module, weight in linears.items():
+            tensors |= {f"{module}.{field}": array for field, array in pack(weight).items()}
+        specs = widest_first(TensorSpec.of(name, array) for name, array in tensors.items())
+        ordered = ((spec.name, tensors[spec.name]) for spec in specs)
+        write_safetensors(self._block(layer), specs, ordered, {"report": json.dumps(report)})
+
+    def open_block(self, layer: int) -> SafetensorsFile:
+        """A finished block's file."""
+        return SafetensorsFile(self._block(layer))
+
+    def block_report(self, layer: int) -> dict[str, Any]:
+        """What `save_block` was given."""
+        report: dict[str, Any] = json.loads(self.open_block(layer).metadata["report"])
+        return report
+
+    def _block(self, layer: int) -> Path:
+        return self.folder / f"block-{layer:05}.safetensors"
+
+    # -- hidden states ------------------------------------------------------------------------------------------
+
+    def save_hidden(self, layer: int, hidden: Tensor) -> None:
+        """Write the hidden states before block `layer`, f32, and delete older ones."""
+        array = hidden.numpy()
+        spec = TensorSpec("hidden", "F32", tuple(array.shape))
+        write_safetensors(self._hidden(layer), [spec], [("hidden", array)])
+        for path in self.folder.glob("hidden-*.safetensors"):
+            if path != self._hidden(layer):
+                path.unlink()
+
+    def load_hidden(self, layer: int) -> Tensor:
+        """The hidden states before block `layer`, (B, S, C) f32."""
+        return torch.from_numpy(np.array(SafetensorsFile(self._hidden(layer)).array("hidden")))
+
+    def _hidden(self, layer: int) -> Path:
+        return self.folder / f"hidden-{layer:05}.safetensors"
+
+
+def int4_names(module: str) -> tuple[str, ...]:
+    """The tensors that a quantized module is stored as."""
+    return tuple(f"{module}.{field}" for field in FIELDS)

@@ -1,0 +1,80 @@
+"""Rounding to int4 in groups, in torch: exactly what will be stored, so that the search measures the real thing.
+
+The twin of `edgevl.weights.quantize_int4` with a clip on top: a group's range may be shrunk before its f16 scale is
+made, and values outside it saturate. Scales are held as f32 tensors whose values are f16's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgevl.weights import Int4Weight
+
+_TINY = 6e-8  # the smallest scale, near f16's smallest number
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How codes are made: groups of Q in-features, `symmetric` keeps every zero at 8."""
+
+    group_size: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class GroupGrid:
+    """Scale and zero of each group, (N, K/Q) f32 each."""
+
+    scales: Tensor
+    zeros: Tensor
+
+
+def grouped(weight: Tensor, group_size: int) -> Tensor:
+    """(N, K) -> (N, K/Q, Q), a view."""
+    return weight.reshape(weight.shape[0], -1, group_size)
+
+
+def fit_grid(groups: Tensor, symmetric: bool, low: Tensor | float = 1.0, high: Tensor | float = 1.0) -> GroupGrid:
+    """The grid of (N, K/Q, Q) values; `low` and `high`, numbers or (N, K/Q), shrink the range below and above zero."""
+    least, most = groups.amin(dim=2).clamp(max=0) * low, groups.amax(dim=2).clamp(min=0) * high
+    scales = torch.maximum(-least, most) / 7.0 if symmetric else (most - least) / 15.0
+    scales = torch.where(scales > 0, scales, 1.0).half().float().clamp(min=float(np.float16(_TINY)))
+    zeros = torch.full_like(scales, 8.0) if symmetric else (-least / scales).round().clamp(0, 15)
+    return GroupGrid(scales, zeros)
+
+
+def encode(groups: Tensor, grid: GroupGrid) -> Tensor:
+    """(N, K/Q, Q) -> the codes 0..15, f32."""
+    return ((groups / grid.scales[:, :, None]).round() + grid.zeros[:, :, None]).clamp(0, 15)
+
+
+def decode(codes: Tensor, grid: GroupGrid) -> Tensor:
+    """(N, K/Q, Q) codes -> the values they stand for."""
+    return (codes - grid.zeros[:, :, None]) * grid.scales[:, :, None]
+
+
+def fake_quantize(weight: Tensor, scheme: Scheme) -> Tensor:
+    """(N, K) -> (N, K): the values that are left after rounding without a clip."""
+    groups = grouped(weight, scheme.group_size)
+    grid = fit_grid(groups, scheme.symmetric)
+    return decode(encode(groups, grid), grid).reshape(weight.shape)
+
+
+def round_weight(
+    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None = None
+) -> tuple[Int4Weight, Tensor]:
+    """(N, K) -> what is stored, and the f32 values (N, K) it stands for. `clip`: (low, high) of each group."""
+    groups = grouped(weight, scheme.group_size)
+    low, high = clip if clip is not None else (1.0, 1.0)
+    grid = fit_grid(groups, scheme.symmetric, low, high)
+    codes = encode(groups, grid)
+    stored = Int4Weight(
+        codes=codes.reshape(weight.shape).to(torch.uint8).cpu().numpy(),
+        scales=grid.scales.half().cpu().numpy(),
+        zeros=grid.zeros.to(torch.uint8).cpu().numpy(),
+    )
+    return stored, decode(codes, grid).reshape(weight.shape)

@@ -1,0 +1,69 @@
+"""What a quantization run is asked to do, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgevl.config import ModelConfig
+from edgevl.errors import UsageError
+from edgevl.models.names import text_parts
+
+GROUP_SIZES = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """The user's choices. `calibration` is a built-in set's name or a directory."""
+
+    group_size: int | None = None  # Q, in-features; None: the largest that divides every width
+    scheme: str = "asym"  # "asym" | "sym"
+    calibration: str | None = None  # None: "mixed" for a vision-language model, "text" for a language model
+    samples: int = 32  # sequences
+    length: int = 512  # tokens of each
+    device: str = "cpu"  # "cpu" | "cuda"
+    seed: int = 0
+    max_memory: int | None = None  # bytes the job may hold beside the interpreter; None: no limit
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise UsageError(f"--group-size {self.group_size} is not stored by this layout; choose 128, 64 or 32")
+        if self.scheme not in ("asym", "sym"):
+            raise UsageError(f"--scheme {self.scheme} does not exist; choose asym or sym")
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"--device {self.device} cannot be used; choose cpu or cuda")
+        if self.samples < 1:
+            raise UsageError(f"--samples {self.samples} leaves nothing to calibrate on; use at least 1, better 32")
+        if self.length < 16:
+            raise UsageError(f"sequences of {self.length} tokens are too short to calibrate on; use at least 16")
+
+    def that_matter(self) -> dict[str, Any]:
+        """The settings that decide the result; an unfinished run may only be continued with the same."""
+        chosen = asdict(self)
+        del chosen["resume"]
+        return chosen
+
+
+def choose_group_size(config: ModelConfig, wanted: int | None) -> int:
+    """The group size to use: `wanted`, or the largest of 128, 64, 32 that divides every width.
+
+    Raises `UsageError` that names the width in the way and the sizes that would work.
+    """
+    widths: dict[int, str] = {}
+    for part in text_parts(config):
+        if part.kind == "linear" and part.region == "text":
+            widths.setdefault(part.shape[1], part.sources[0])
+            if any(rows % 8 for rows in (part.shape[0],)):
+                raise UsageError(f"{part.name} has {part.shape[0]} rows; the int4 layout packs rows by 8")
+    works = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if wanted in works:
+        return wanted
+    if wanted is None and works:
+        return works[0]
+    for width, module in widths.items():
+        if wanted is None or width % wanted:
+            way = f"choose {' or '.join(map(str, works))}" if works else "none of 128, 64 and 32 divides every width"
+            asked = f"groups of {wanted}" if wanted else "any group size"
+            raise UsageError(f"{module} has {width} in-features, which {asked} cannot divide evenly; {way}")
+    raise AssertionError("a size that works was returned above")

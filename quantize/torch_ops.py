@@ -1,0 +1,154 @@
+"""The torch implementation of `edgevl.ops`: eager, f32, on CPU or CUDA, differentiable.
+
+Runs the same model code as every other implementation (`edgevl.models`). Made for calibration and training: a step is
+a regular batch of B sequences of S tokens, flattened to T = B·S, so attention is one causal call and no cache outlives
+the block. Knows nothing of checkpoints: weights come by the model's own part names (`quantize.part_tensors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgevl.config import TextConfig
+from edgevl.ops import Linear, Norm, Step
+from edgevl.rope import inverse_frequencies
+
+PartWeight = tuple[Tensor, Tensor | None]
+Observer = Callable[[str, Tensor], None]  # part name, input (rows, K)
+
+
+@dataclass(frozen=True)
+class NamedLinear(Linear[Tensor]):
+    """A linear that remembers which part it is, so that an observer can be told."""
+
+    name: str = ""
+
+
+def batch_step(tokens: Tensor, images: Tensor | None = None) -> Step[Tensor]:
+    """The step of a regular batch: tokens (B, S) int, ids below zero pick rows of `images`; logits of all tokens."""
+    batch, length = tokens.shape
+    device = tokens.device
+    return Step(
+        tokens=tokens.reshape(-1),
+        positions=torch.arange(length, device=device).repeat(batch),
+        slots=torch.arange(batch, device=device).repeat_interleave(length),
+        images=images,
+        logit_rows=torch.arange(batch * length, device=device),
+    )
+
+
+class TorchOps:
+    """`Ops` over torch tensors. `length` is S, the tokens of every sequence; `observe` sees each linear's input."""
+
+    def __init__(self, weights: Callable[[str], PartWeight], length: int, observe: Observer | None = None) -> None:
+        self._weights = weights
+        self._length = length
+        self._observe = observe
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}  # of the block in hand: keys, values (B, G, S, D)
+        self._turns: tuple[Tensor, Tensor] | None = None  # cos, sin (T, 1, D/2) of the last step
+        self._turns_of: Tensor | None = None
+
+    def linear_weight(self, name: str) -> Linear[Tensor]:
+        weight, bias = self._weights(name)
+        return NamedLinear(weight, bias, name)
+
+    def norm_weight(self, name: str) -> Norm[Tensor]:
+        return Norm(*self._weights(name))
+
+    def table(self, name: str) -> Tensor:
+        return self._weights(name)[0]
+
+    def embed(self, tokens: Tensor, table: Tensor, images: Tensor | None) -> Tensor:
+        tokens = tokens.reshape(-1).long()
+        x = table[tokens.clamp(min=0)].float()
+        if images is None:
+            return x
+        rows = images[(-1 - tokens).clamp(min=0)].to(x.dtype)
+        return torch.where((tokens < 0)[:, None], rows, x)
+
+    def rms_norm(self, x: Tensor, norm: Norm[Tensor], eps: float) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps) * norm.weight.to(x.dtype)
+
+    def layer_norm(self, x: Tensor, norm: Norm[Tensor], eps: float) -> Tensor:
+        assert norm.bias is not None, "layer norm has a bias"
+        return functional.layer_norm(x, (x.shape[1],), norm.weight.to(x.dtype), norm.bias.to(x.dtype), eps)
+
+    def linear(
+        self, x: Tensor, layer: Linear[Tensor], activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        if self._observe is not None and isinstance(layer, NamedLinear):
+            self._observe(layer.name, x)
+        y = functional.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+        if activation == "gelu":
+            y = functional.gelu(y)
+        elif activation is not None:
+            raise ValueError(f"unknown activation {activation!r}")
+        return y if residual is None else y + residual
+
+    def rope_write(self, qkv: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
+        h, g, d = config.heads, config.kv_heads, config.head_dim
+        heads = qkv.reshape(-1, h + 2 * g, d)  # (T, H+2G, D)
+        cos, sin = self._rotation(step.positions, config)
+        first, second = heads[:, : h + g, : d // 2], heads[:, : h + g, d // 2 :]
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+        self._cache = {layer: (self._by_sequence(turned[:, h:]), self._by_sequence(heads[:, h + g :]))}
+        return turned[:, :h].reshape(-1, h * d)
+
+    def attention(self, q: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
+        keys, values = self._cache[layer]
+        share = config.heads // config.kv_heads
+        query = self._by_sequence(q.reshape(-1, config.heads, config.head_dim))  # (B, H, S, D)
+        if share > 1:
+            keys, values = keys.repeat_interleave(share, dim=1), values.repeat_interleave(share, dim=1)
+        out = functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        return out.transpose(1, 2).reshape(q.shape)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=1)
+        return functional.silu(gate) * up
+
+    def gather_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows.reshape(-1).long()]
+
+    def patches(self, pixels: Tensor, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+        n, side = pixels.shape[0], pixels.shape[1]
+        grid = side // patch_size
+        x = pixels.float() / 255.0
+        x = (x - torch.tensor(mean, device=x.device)) / torch.tensor(std, device=x.device)
+        x = x.reshape(n, grid, patch_size, grid, patch_size, 3).permute(0, 1, 3, 5, 2, 4)
+        return x.reshape(n * grid * grid, 3 * patch_size**2)
+
+    def vision_tokens(self, x: Tensor, positions: Tensor, prefix: Tensor) -> Tensor:
+        count, width = positions.shape
+        tiles = x.reshape(-1, count, width) + positions.to(x.dtype)
+        front = prefix.to(x.dtype).expand(tiles.shape[0], -1, -1)
+        return torch.cat([front, tiles], dim=1).reshape(-1, width)
+
+    def full_attention(self, qkv: Tensor, heads: int, tokens: int) -> Tensor:
+        width = qkv.shape[1] // 3
+        q, k, v = qkv.reshape(-1, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)  # (n, H, tokens, D) each
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, width)
+
+    def pixel_shuffle(self, x: Tensor, grid: int, prefix: int) -> Tensor:
+        width, half = x.shape[1], grid // 2
+        tiles = x.reshape(-1, prefix + grid * grid, width)[:, prefix:]
+        tiles = tiles.reshape(-1, half, 2, half, 2, width).permute(0, 1, 3, 2, 4, 5)
+        return tiles.reshape(-1, 4 * width)
+
+    def _by_sequence(self, x: Tensor) -> Tensor:
+        """(T, heads, D) -> (B, heads, S, D)."""
+        return x.reshape(-1, self._length, x.shape[1], x.shape[2]).transpose(1, 2)
+
+    def _rotation(self, positions: Tensor, config: TextConfig) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, 1, D/2) f32, from angles in f64; kept while the same step runs."""
+        if self._turns is None or self._turns_of is not positions:
+            frequencies = torch.from_numpy(inverse_frequencies(config)).to(positions.device)
+            angles = positions.reshape(-1, 1).double() * frequencies
+            self._turns = (angles.cos().float()[:, None, :], angles.sin().float()[:, None, :])
+            self._turns_of = positions
+        return self._turns
