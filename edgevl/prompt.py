@@ -153,7 +153,7 @@ class _Slots:
     def content(self, message: Message) -> str:
         """The message's content for the template: white space at its two ends is real, so that `trim` can trim it."""
         pieces: list[str | None] = []  # None is a picture
-        for part, following in zip(message.parts, (*message.parts[1:], ""), strict=True):
+        for part, following in zip(message.parts, [*message.parts, ""][1:], strict=True):
             if isinstance(part, str):
                 pieces.append(part)
                 continue

@@ -7,6 +7,7 @@ wrote), so that no user can write a control token. Knows no roles, no template a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import tokenizers
 
 from edgevl.errors import CheckpointError, PromptError
 
+# With one, the library may end the process over a damaged file instead of raising (seen with 0.23).
+_WORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _BROKEN = "\ufffd"  # what a decoder puts for bytes that are no character, or not yet
 
 
@@ -23,6 +26,8 @@ class Tokenizer:
     def __init__(self, source: bytes | str | Path) -> None:
         """`source`: the bytes of a tokenizer.json, or its path. Raises `CheckpointError` when it is none."""
         data = source if isinstance(source, bytes) else _read(source)
+        if _WORD_PREFIX.search(data):
+            raise CheckpointError("tokenizer.json has a continuing_subword_prefix, which is not supported; use null")
         try:
             self._inner = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
             self._inner.no_truncation()
