@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 Counts = tuple[int, int, int, int]  # tokens, rows of logits, image rows, tiles
 
+def isa() -> str:
+    """The kernels that this processor runs: portable, avx2 or avx512."""
+
 class Plan:
     """Graphs of kernel calls over one arena; every wrong argument raises ValueError or TypeError."""
 

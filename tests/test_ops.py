@@ -116,7 +116,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 def weights_of(n: int, k: int, seed: int = 1) -> dict[str, Weight]:
     """The same (N, K) numbers in every kind that K allows."""
-    values = normal(seed, n, k) / np.sqrt(k)
+    values = (normal(seed, n, k) / np.sqrt(k)).astype(np.float32)
     kinds: dict[str, Weight] = {
         "f32": FloatWeight(values),
         "f16": FloatWeight(values.astype(np.float16)),

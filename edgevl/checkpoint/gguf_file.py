@@ -92,7 +92,7 @@ def read_gguf(path: Path) -> tuple[GgufStore, dict[str, bytes]]:
     try:
         from gguf import GGUFReader
     except ImportError as missing:
-        raise MissingExtraError(f"… {path.name}", "deploy", "gguf") from missing
+        raise MissingExtraError(f"reading {path.name}", "gguf", "'edgevl[deploy]'") from missing
     try:
         reader = GGUFReader(path)
         meta = {name: field.contents() for name, field in reader.fields.items()}

@@ -26,7 +26,7 @@ def fetch(model: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
     except ImportError as missing:
-        raise MissingExtraError(f"… {model}", "deploy", "huggingface_hub") from missing
+        raise MissingExtraError(f"fetching {model}", "huggingface_hub", "'edgevl[deploy]'") from missing
     match = _ID.fullmatch(model)
     assert match is not None, "is_hub_id was asked first"
     name, revision = match[1], match[2]

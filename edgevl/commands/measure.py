@@ -22,7 +22,7 @@ def command(model: str, checkpoint: str, text: Path | None, device: str, as_json
         from quantize.measure import compare
     except ModuleNotFoundError as error:
         if error.name == "torch":
-            raise MissingExtraError("measure", "quantize", "torch") from error
+            raise MissingExtraError("edgevl measure", "torch", "'edgevl[quantize]'") from error
         raise
     from calibration import held_out_text
     from edgevl.checkpoint import open_checkpoint

