@@ -1,0 +1,126 @@
+"""Calibration sets: exact lengths, the same for the same seed, pictures where their tokens are, a user's own directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import tiny_llama, tiny_vl
+from numpy.random import RandomState
+from PIL import Image
+
+import calibration
+from calibration.pictures import draw_record
+from calibration.records import make_record
+from calibration.samples import Sample
+from calibration.texts import documents, parse_turns, read_documents
+from edgevl.checkpoint import Checkpoint, open_checkpoint
+from edgevl.errors import UsageError
+from edgevl.prompt import PromptBuilder
+from edgevl.tokenizer import Tokenizer
+
+DATA = Path(calibration.__file__).with_name("data")
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(tiny_vl(tmp_path_factory.mktemp("calibration") / "vl"))
+
+
+def load(
+    checkpoint: Checkpoint, source: str | Path, samples: int = 4, length: int = 256, seed: int = 0
+) -> list[Sample]:
+    tokenizer = Tokenizer(checkpoint.tokenizer_json())
+    prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), checkpoint.config.tokens)
+    return calibration.load(source, tokenizer, prompts, checkpoint.config, samples, length, seed)
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("text", 0), ("image-text", 4), ("mixed", 2)])
+def test_built_in_sets(eyes: Checkpoint, name: str, pictures: int) -> None:
+    samples = load(eyes, name)
+    assert len(samples) == 4
+    assert sum(sample.tiles is not None for sample in samples) == pictures
+    assert eyes.config.vision is not None
+    for sample in samples:
+        assert len(sample.token_ids) == 256
+        rows = [-1 - token for token in sample.token_ids if token < 0]
+        if sample.tiles is None:
+            assert not rows
+        else:
+            assert sample.tiles.dtype == np.uint8
+            assert sample.tiles.shape[1:] == (64, 64, 3)
+            assert rows == list(range(len(sample.tiles) * eyes.config.vision.tile_tokens))
+    assert all(token < eyes.config.tokens.size for sample in samples for token in sample.token_ids)
+
+
+def test_the_seed_decides(eyes: Checkpoint) -> None:
+    first, again, other = load(eyes, "mixed"), load(eyes, "mixed"), load(eyes, "mixed", seed=1)
+    assert [s.token_ids for s in first] == [s.token_ids for s in again]
+    assert all(np.array_equal(a.tiles, b.tiles) for a, b in zip(first, again, strict=True) if a.tiles is not None)  # type: ignore[arg-type]
+    assert [s.token_ids for s in first] != [s.token_ids for s in other]
+
+
+def test_an_answer_ends_with_the_end_of_its_turn(eyes: Checkpoint) -> None:
+    ids = load(eyes, "image-text", 1)[0].token_ids
+    assert sum(token in eyes.config.tokens.stop for token in ids) >= 2  # the user's and the assistant's
+
+
+def test_own_directory(eyes: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A plain text that is long enough. " * 40)
+    Image.new("RGB", (80, 60), (200, 10, 10)).save(tmp_path / "red.png")
+    (tmp_path / "red.txt").write_text("A red rectangle.")
+    samples = load(eyes, tmp_path, 2)
+    assert [sample.tiles is not None for sample in samples] == [False, True]
+    (tmp_path / "red.txt").unlink()
+    with pytest.raises(UsageError, match=r"red\.png has no red\.txt beside it"):
+        load(eyes, tmp_path, 2)
+
+
+def test_what_cannot_work_is_refused(eyes: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nosuchset does not exist; use text, image-text, mixed or a directory"):
+        load(eyes, "nosuchset")
+    (tmp_path / "own").mkdir()
+    with pytest.raises(UsageError, match=r"holds no \*\.txt files and no pictures"):
+        load(eyes, tmp_path / "own")
+    (tmp_path / "own" / "short.txt").write_text("Too short.")
+    with pytest.raises(UsageError, match="give only 0 sequences"):
+        load(eyes, tmp_path / "own")
+    (tmp_path / "own" / "short.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UsageError, match="cannot be read as UTF-8"):
+        load(eyes, tmp_path / "own")
+    with pytest.raises(UsageError, match="do not fit into sequences of 32 tokens"):
+        load(eyes, "image-text", length=32)
+    blind = open_checkpoint(tiny_llama(tmp_path / "text"))
+    with pytest.raises(UsageError, match="has pictures and this model has no eyes"):
+        load(blind, "mixed")
+
+
+def test_texts_never_run_out_and_never_meet_the_held_out_ones() -> None:
+    stream = documents(0)
+    assert all(d.text or d.turns[-1].role == "assistant" for d in (next(stream) for _ in range(600)))
+    held_out = calibration.held_out_text()
+    assert len(held_out) > 10_000
+    for name in ("prose.txt", "code.txt", "chat.txt"):
+        for document in read_documents(DATA / name):
+            for text in (document.text, *(turn.text for turn in document.turns)):
+                assert not any(line in held_out for line in text.splitlines() if len(line) > 60)
+
+
+def test_turns() -> None:
+    turns = parse_turns("user: one\nmore\nassistant: two: three\n")
+    assert [(turn.role, turn.text) for turn in turns] == [("user", "one\nmore"), ("assistant", "two: three")]
+
+
+@pytest.mark.parametrize("kind", ["receipt", "table", "chart", "sign"])
+def test_records_can_be_drawn(kind: str) -> None:
+    random = RandomState(3)
+    record = make_record(random, kind)
+    image = draw_record(record, random)
+    assert image.mode == "RGB" and min(image.size) > 60
+    assert len(image.getcolors(1 << 20) or []) > 3, "something is drawn"
+    assert record.title in record.text and record.questions
+    total = dict(record.questions).get("What is the total?")
+    if kind == "receipt":
+        amounts = [float(right) for left, right in record.rows if " x " in left]
+        assert total is not None and abs(sum(amounts) - float(total)) < 0.005
