@@ -212,6 +212,7 @@ class CpuRunner:
         if config.vision is not None:
             graphs.append(record_vision(config))
         count = available_threads() if threads is None else threads
+        self.threads = count
         self._program = _Program(graphs, limits, weights, config.text, count)
         plural = "" if count == 1 else "s"
         self.backend = f"cpu ({ISA_NAMES[self._program.plan.isa]}, {count} thread{plural})"

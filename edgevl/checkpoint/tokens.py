@@ -10,17 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgevl.errors import CheckpointError
+from edgevl.prompt import LLAMA3_TEMPLATE
 
 # ends of a turn or a text in the families that are read; whichever the tokenizer has as control tokens are stop ids
 _STOPS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>")
-
-LLAMA3_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-
 
 @dataclass(frozen=True)
 class TokenizerFacts:
@@ -98,7 +91,7 @@ def chat_template(tokenizer_config: dict[str, Any], files: dict[str, bytes], fac
     template = _find_template(tokenizer_config, files)
     bos, eos = special_token(tokenizer_config, "bos_token"), special_token(tokenizer_config, "eos_token")
     if template is None and {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= set(facts.added):
-        template, bos = LLAMA3_TEMPLATE, bos or "<|begin_of_text|>"
+        template = LLAMA3_TEMPLATE
     if template is None:
         raise CheckpointError("the checkpoint has no chat template; add chat_template.jinja to it")
     head = ""

@@ -113,7 +113,7 @@ edgevl::Dtype dtype(const std::string& name) {
 NB_MODULE(_native, m) {
     using namespace nb::literals;
     m.doc() = "The C++ CPU backend of edgevl.";
-    m.def("isa", [] { return std::string(choose_kernels().name); });
+    m.def("isa", [] { return std::string(edgevl::choose_kernels().name); });
     nb::class_<PyPlan>(m, "Plan")
         .def(nb::init<Bytes, std::array<int64_t, 4>, int, int64_t, int64_t, int64_t>(), "arena"_a.noconvert(),
              "limits"_a, "threads"_a, "shared_offset"_a, "thread_offset"_a, "thread_bytes"_a)

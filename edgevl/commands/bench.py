@@ -1,0 +1,154 @@
+"""`edgevl bench`: prefill and decode of a bundle, beside the memory bandwidth that this machine has at that moment."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from edgevl import __version__
+from edgevl.bundle import Bundle
+from edgevl.commands.doctor import processor
+from edgevl.console import note, print_json, progress, table
+from edgevl.errors import CapacityError, UsageError
+from edgevl.prefill import feed
+from edgevl.runner import Runner
+
+_READ_BYTES = 256 << 20  # far beyond any cache
+
+
+@click.command(name="bench", short_help="Measure prefill, decode and bandwidth of a bundle.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", type=int, default=512, show_default=True, help="Tokens to prefill.")
+@click.option("--generate", type=int, default=128, show_default=True, help="Tokens to decode.")
+@click.option("--depth", type=int, default=0, show_default=True, help="Tokens in the cache before either begins.")
+@click.option("--repeats", type=int, default=3, show_default=True)
+@click.option("--threads", type=int, help="Default: every core.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the JSON document.")
+def command(
+    bundle: Path, prompt: int, generate: int, depth: int, repeats: int, threads: int | None, as_json: bool
+) -> None:
+    """Measure BUNDLE: medians over the repeats after one warm-up, with the spread (max - min) / median.
+
+    The bandwidth used counts the weights and the KV cache that a decode step must read; the bandwidth available is
+    measured in the same run by reading memory with as many threads. The last line of stdout is one JSON document.
+    """
+    from edgevl.engine import make_runner
+
+    for name, value, least in (("prompt", prompt, 1), ("generate", generate, 1), ("depth", depth, 0), ("repeats", repeats, 1)):
+        if value < least:
+            raise UsageError(f"--{name} is {value}; it must be at least {least}")
+    opened = Bundle.open(bundle)
+    context = opened.manifest.limits.context
+    if depth + max(prompt, generate) > context:
+        raise CapacityError(
+            f"depth {depth} and {max(prompt, generate)} tokens are over the bundle's context of {context}; ask for less"
+        )
+    runner = make_runner(opened, threads, "auto")
+    document = measure(opened, runner, prompt, generate, depth, repeats)
+    if not as_json:
+        _show(document)
+    print_json(document)
+
+
+def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: int, repeats: int) -> dict[str, Any]:
+    """Run everything; the JSON document that DESIGN promises."""
+    vocabulary = bundle.manifest.model.tokens.size
+    ids = np.random.default_rng(0).integers(0, vocabulary, depth + prompt).astype(np.int32).tolist()
+    if depth:
+        feed(runner, ids[:depth], 0, None, 1)
+
+    def prefill() -> None:
+        feed(runner, ids[depth:], depth, None, 1)
+
+    def decode() -> None:
+        for i in range(generate):
+            feed(runner, [ids[i % len(ids)]], depth + i, None, 1)
+
+    with progress() as move:
+        available = _bandwidth(_threads(runner), repeats)
+        prefilled = _rates(prefill, prompt, repeats, "prefill", move)
+        decoded = _rates(decode, generate, repeats, "decode", move)
+    step = step_bytes(bundle, depth + generate // 2)
+    used = step * decoded["tokens_per_second"] / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "bundle": {"path": str(bundle.path), "digest": bundle.digest, "source": bundle.manifest.source.quantization},
+        "prefill": {"tokens": prompt, "depth": depth, **prefilled},
+        "decode": {"tokens": generate, "depth": depth, **decoded},
+        "bandwidth": {
+            "bytes_per_step": step,
+            "used_gb_s": round(used, 2),
+            "available_gb_s": round(available, 2),
+            "share": round(used / available, 3),
+        },
+        "peak_resident_bytes": peak,
+        "planned_bytes": runner.planned_bytes,
+        "backend": runner.backend,
+        "machine": {"processor": processor(), "system": platform.platform(), "edgevl": __version__, "repeats": repeats},
+    }
+
+
+def step_bytes(bundle: Bundle, position: int) -> int:
+    """Bytes that one decode step at `position` must read: every text weight once (of the embedding, a row), and the cache."""
+    model, limits = bundle.manifest.model, bundle.manifest.limits
+    weights = 0
+    for name, record in bundle.manifest.weights.items():
+        stored = bundle.weight(name)
+        if record.region in ("text", "head"):
+            weights += stored.nbytes
+        elif record.region == "embed":
+            weights += stored.nbytes // record.shape[0]
+    item = 2 if limits.kv == "f16" else 4
+    return weights + 2 * model.text.layers * model.text.kv_heads * model.text.head_dim * item * position
+
+
+def _rates(
+    run: Callable[[], None], tokens: int, repeats: int, stage: str, move: Callable[[str, int, int], None]
+) -> dict[str, float]:
+    """Tokens a second: median of the repeats after a warm-up, and the spread."""
+    rates = []
+    for i in range(repeats + 1):
+        move(stage, i, repeats + 1)
+        start = time.perf_counter()
+        run()
+        rates.append(tokens / (time.perf_counter() - start))
+    move(stage, repeats + 1, repeats + 1)
+    kept = rates[1:]
+    return {"tokens_per_second": round(median(kept), 2), "spread": round((max(kept) - min(kept)) / median(kept), 3)}
+
+
+def _threads(runner: Runner) -> int:
+    return int(getattr(runner, "threads", 1))
+
+
+def _bandwidth(threads: int, repeats: int) -> float:
+    """GB/s of reading memory: each thread sums its share of an array that no cache holds; the best of the repeats."""
+    data = np.ones(_READ_BYTES // 8, np.int64)
+    shares = np.array_split(data, threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeats + 2):
+            start = time.perf_counter()
+            list(pool.map(np.sum, shares))
+            best = max(best, data.nbytes / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def _show(d: dict[str, Any]) -> None:
+    rows = [
+        [name, str(d[name]["tokens"]), f"{d[name]['tokens_per_second']:.1f}", f"{100 * d[name]['spread']:.0f} %"]
+        for name in ("prefill", "decode")
+    ]
+    table(d["backend"], ["", "tokens", "tokens/s", "spread"], rows, to_stderr=True)
+    b = d["bandwidth"]
+    note(f"bandwidth: {b['used_gb_s']} of {b['available_gb_s']} GB/s measured now ({100 * b['share']:.0f} %)")
