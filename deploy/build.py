@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgevl.checkpoint.parts import part_weight
 from numpy.typing import NDArray
 
 from edgevl import __version__
@@ -32,6 +31,7 @@ from edgevl.bundle import (
     write_manifest,
 )
 from edgevl.checkpoint import Checkpoint, open_checkpoint
+from edgevl.checkpoint.parts import part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import UsageError
 from edgevl.files import atomic_file, sha256_file, staging_directory
@@ -112,10 +112,9 @@ def build(model: str, out: Path, settings: BuildSettings, progress: Progress = l
 
 def _golden(stage: Path) -> Golden:
     """Open the bundle as a device would and record what it says."""
-    from edgevl.tokenizer import Tokenizer
-
     from edgevl.engine import make_runner
     from edgevl.golden import make_golden
+    from edgevl.tokenizer import Tokenizer
 
     bundle = Bundle.open(stage)
     text = Tokenizer(bundle.tokenizer_json()).encode(_GOLDEN_TEXT, specials=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,11 +55,12 @@ def table(title: str, headings: list[str], rows: list[list[str]], to_stderr: boo
         view.add_column(heading, overflow="fold")
     for row in rows:
         view.add_row(*row)
-    Console(stderr=to_stderr, width=None if click.get_text_stream("stdout").isatty() else 120).print(view)
+    stream = sys.stderr if to_stderr else sys.stdout
+    Console(file=stream, width=None if stream.isatty() else 120).print(view)
 
 
 def bytes_text(count: int) -> str:
-    """"12.3 MB": decimal units, three figures."""
+    """ "12.3 MB": decimal units, three figures."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":

@@ -26,6 +26,12 @@ Array = NDArray[Any]
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
+def as_f32(values: Array) -> F32:
+    """The same values in f32."""
+    result: F32 = values.astype(np.float32)
+    return result
+
+
 def embed(tokens: I32, table: Array, images: F32 | None) -> F32:
     """(T,), (V, C), (rows, C) -> (T, C). Ids below zero pick image row -1-id."""
     out = np.empty((tokens.size, table.shape[1]), np.float32)
@@ -41,19 +47,19 @@ def embed(tokens: I32, table: Array, images: F32 | None) -> F32:
 def rms_norm(x: F32, weight: Array, eps: float) -> F32:
     """(rows, C): x / sqrt(mean(x²) + eps) · weight."""
     scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + eps)
-    return (x * scale * weight.astype(np.float32)).astype(np.float32)
+    return as_f32(x * scale * weight.astype(np.float32))
 
 
 def layer_norm(x: F32, weight: Array, bias: Array, eps: float) -> F32:
     """(rows, C): (x - mean) / sqrt(var + eps) · weight + bias."""
     centred = x - x.mean(axis=1, keepdims=True)
     scale = 1.0 / np.sqrt(np.mean(np.square(centred), axis=1, keepdims=True) + eps)
-    return (centred * scale * weight.astype(np.float32) + bias.astype(np.float32)).astype(np.float32)
+    return as_f32(centred * scale * weight.astype(np.float32) + bias.astype(np.float32))
 
 
 def gelu(x: F32) -> F32:
     """x · Φ(x), with the exact error function."""
-    return (0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)))).astype(np.float32)
+    return as_f32(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))))
 
 
 def linear(x: F32, weight: Weight, bias: Array | None, activation: str | None, residual: F32 | None) -> F32:
@@ -172,6 +178,7 @@ class ReferenceOps:
         return rms_norm(x, norm.weight, eps)
 
     def layer_norm(self, x: Any, norm: Norm[Any], eps: float) -> Any:
+        assert norm.bias is not None
         return layer_norm(x, norm.weight, norm.bias, eps)
 
     def linear(self, x: Any, layer: Linear[Any], activation: str | None = None, residual: Any | None = None) -> Any:

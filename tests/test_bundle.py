@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import tiny_vl
 
+from checkpoints import tiny_vl
 from deploy.build import BuildSettings, build
 from edgevl.bundle import Bundle, Manifest
 from edgevl.config import ModelConfig, from_json

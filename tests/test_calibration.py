@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import tiny_llama, tiny_vl
 from numpy.random import RandomState
 from PIL import Image
 
@@ -15,6 +14,7 @@ from calibration.pictures import draw_record
 from calibration.records import make_record
 from calibration.samples import Sample
 from calibration.texts import documents, parse_turns, read_documents
+from checkpoints import tiny_llama, tiny_vl
 from edgevl.checkpoint import Checkpoint, open_checkpoint
 from edgevl.errors import UsageError
 from edgevl.prompt import PromptBuilder

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import Sizes, Tensors, text_tensors, tiny_llama, tiny_vl, vision_tensors
 
+from checkpoints import Sizes, Tensors, text_tensors, tiny_llama, tiny_vl, vision_tensors
 from edgevl.awq_format import pack
 from edgevl.checkpoint import Quantization, open_checkpoint, part_weight
 from edgevl.checkpoint.positions import resize_positions

@@ -9,11 +9,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import Sizes, text_tensors, tokenizer_json
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from checkpoints import Sizes, text_tensors, tokenizer_json
 from edgevl.checkpoint import open_checkpoint
 from edgevl.checkpoint.gguf_tokenizer import tokenizer_files
 from edgevl.config import RopeScaling

@@ -1,4 +1,4 @@
-"""The engine on a tiny random model: reuse of the KV cache, pictures, limits, and the same tokens from both backends."""
+"""The engine on a tiny random model: reuse of the KV cache, pictures, limits, the same tokens from both."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import tiny_llama, tiny_vl
 from PIL import Image
 
+from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
 from edgevl.engine import Delta, Engine, Request, Result, Sampling
 from edgevl.errors import CapacityError, PromptError, UsageError
@@ -68,7 +68,9 @@ def test_a_second_question_costs_only_its_own_tokens(bundles: dict[str, Path]) -
     assert first.tokens["reused"] == 0
     second = ask(engine, user(picture(), "What is it?"), Message("assistant", ("a cat",)), user("Sure?"))
     assert second.tokens["reused"] >= first.tokens["image"]
-    fresh = ask(Engine.open(bundles["vl"], 1), user(picture(), "What is it?"), Message("assistant", ("a cat",)), user("Sure?"))
+    fresh = ask(
+        Engine.open(bundles["vl"], 1), user(picture(), "What is it?"), Message("assistant", ("a cat",)), user("Sure?")
+    )
     assert second.token_ids == fresh.token_ids
     engine.reset()
     assert ask(engine, user(picture(), "What is it?")).tokens["reused"] == 0

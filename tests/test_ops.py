@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgevl.backends.cpu import run_graph
 
 from edgevl import reference
+from edgevl.backends.cpu import run_graph
 from edgevl.config import RopeScaling, TextConfig
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import StoredWeight, pack

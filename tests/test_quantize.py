@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import Sizes, Tensors, text_tensors, tiny_llama, tiny_vl
 
+from checkpoints import Sizes, Tensors, text_tensors, tiny_llama, tiny_vl
 from edgevl.checkpoint import open_checkpoint, part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import EdgevlError, UsageError

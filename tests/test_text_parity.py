@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import tiny_llama
 
+from checkpoints import tiny_llama
 from deploy.build import BuildSettings, build
 from edgevl.bundle import Bundle
 from edgevl.checkpoint import Checkpoint, open_checkpoint

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import tiny_llama, tiny_vl
 
+from checkpoints import tiny_llama, tiny_vl
 from edgevl.checkpoint import Checkpoint, open_checkpoint, part_weight
 from edgevl.models.decoder import decoder
 from edgevl.models.names import all_parts, text_parts

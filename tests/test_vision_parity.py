@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from edgevl.backends.cpu import run_graph
-from timm_block import timm_block
 
+from edgevl.backends.cpu import run_graph
 from edgevl.backends.reference import ReferenceRunner
 from edgevl.config import ModelConfig, ProjectorConfig, TextConfig, TilingConfig, TokenConfig, VisionConfig
 from edgevl.layouts import StoredWeight, pack
@@ -20,6 +19,7 @@ from edgevl.models.names import vision_parts
 from edgevl.recorder import record_vision
 from edgevl.runner import Limits
 from edgevl.weights import FloatWeight
+from timm_block import timm_block
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TEXT = TextConfig(48, 64, 1, 2, 1, 24, 70, 1e-5, 1e4, None, 128, False, False)

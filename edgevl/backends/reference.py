@@ -6,6 +6,7 @@ Used to check the other backends token by token. Keeps no plan: it allocates as 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from edgevl.errors import CapacityError
 from edgevl.layouts import StoredWeight, unpack
 from edgevl.models.decoder import decoder
 from edgevl.models.vision import image_embeddings
-from edgevl.ops import Step
+from edgevl.ops import Ops, Step
 from edgevl.reference import ReferenceOps
 from edgevl.runner import F32, I32, Limits
 from edgevl.weights import Weight
@@ -34,7 +35,7 @@ class ReferenceRunner:
         self._cache = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(t.layers)]
         self._stored = weights
         self._logical: dict[str, tuple[Weight, F32 | None]] = {}
-        self._ops = ReferenceOps(self._weight, list(self._cache))
+        self._ops: Ops[Any] = ReferenceOps(self._weight, list(self._cache))
 
     def _weight(self, name: str) -> tuple[Weight, F32 | None]:
         if name not in self._logical:
@@ -46,14 +47,15 @@ class ReferenceRunner:
         """See `Runner.decode`."""
         if tokens.size > self.limits.chunk or logit_rows.size > self.limits.logit_rows:
             raise CapacityError(f"a step of {tokens.size} tokens is over the plan's chunk of {self.limits.chunk}")
-        step = Step(tokens=tokens, positions=positions, slots=slots, images=images, logit_rows=logit_rows)
+        step: Step[Any] = Step(tokens=tokens, positions=positions, slots=slots, images=images, logit_rows=logit_rows)
         logits: F32 = decoder(self._ops, self.config.text, step)
         return logits
 
     def vision(self, pixels: NDArray[np.uint8]) -> F32:
         """See `Runner.vision`."""
         assert self.config.vision is not None and self.config.projector is not None
-        rows: F32 = image_embeddings(self._ops, self.config.vision, self.config.projector, pixels)
+        tiles: Any = pixels
+        rows: F32 = image_embeddings(self._ops, self.config.vision, self.config.projector, tiles)
         return rows
 
     @property

