@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. Knows the names of t
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
+    _prepare_stdout()
     sys.exit(_run(given, debug))
 
 
@@ -88,8 +91,32 @@ def _run(given: list[str], debug: bool) -> int:
             raise
         click.echo(f"edgevl: {error}", err=True)
         return error.exit_code
+    except MemoryError:
+        if debug:
+            raise
+        click.echo("edgevl: the memory of this machine is used up; close other programs or choose less", err=True)
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        click.echo(f"edgevl: {where}{error.strerror or error}; --debug shows where", err=True)
+        return 1
+    except ImportError as error:
+        if debug:
+            raise
+        click.echo(f"edgevl: {error}; the installation is not whole, `edgevl doctor` says what is missing", err=True)
+        return 1
     except Exception as error:
         if debug:
             raise
         click.echo(f"edgevl: {type(error).__name__}: {error}; this is a bug, --debug shows where", err=True)
         return 1
+
+
+def _prepare_stdout() -> None:
+    """An answer never fails for a character that the terminal's encoding lacks, nor for a closed stdout."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

@@ -75,11 +75,11 @@ def command(
                     job.caption(path)
                 move("captions", len(paths), len(paths))
         except KeyboardInterrupt:
-            note(f"{job.written} captions were added to {output}; run the same command again to go on")
+            note(f"Interrupted; captions added to {output}: {job.written}. Run the same command again to go on.")
             raise
     if job.skipped:
-        note(f"{job.skipped} of {len(paths)} pictures have their caption in {output} already and were skipped")
-    note(f"{job.written} captions were added to {output}, {job.failed} pictures failed")
+        note(f"skipped, because {output} has their captions already: {job.skipped} of {len(paths)}")
+    note(f"captions added to {output}: {job.written}; pictures that failed: {job.failed}")
     if as_json:
         counts = {"written": job.written, "skipped": job.skipped, "failed": job.failed}
         print_json({"output": str(output), "pictures": len(paths), **counts})

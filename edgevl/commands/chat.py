@@ -284,7 +284,8 @@ def _print(text: str) -> None:
     """A piece of the answer, at once; a terminal is spared the model's control characters."""
     if sys.stdout.isatty():
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    click.echo(text, nl=False)
+    sys.stdout.write(text)  # click.echo would take colours out of an answer about colours
+    sys.stdout.flush()
 
 
 def _tell(result: Result, told: set[str]) -> None:
