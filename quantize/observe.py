@@ -16,8 +16,8 @@ from edgevl.config import TextConfig
 from edgevl.models.decoder import decoder_block
 from quantize.torch_ops import PartWeight, TorchOps, batch_step
 
-SAMPLE_TOKENS = 2048  # tokens on which a block's best candidates are compared
-TRIAL_TOKENS = 512  # tokens on which all candidates are tried first
+SAMPLE_TOKENS = 1024  # tokens on which a block's best candidates are compared
+TRIAL_TOKENS = 256  # tokens on which all candidates are tried first
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Calibration sets: exact lengths, the same for the same seed, pictures where their tokens are, a user's own directory."""
+"""Calibration sets: exact lengths, the same for the same seed, pictures in their places, a user's own directory."""
 
 from __future__ import annotations
 
