@@ -55,7 +55,8 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
     assert settings.group_size is not None and settings.calibration is not None
     samples = _samples(checkpoint, settings)
     partial = Partial.of(out)
-    identity = {**settings.that_matter(), "checkpoint": checkpoint.digest, "tokens": _digest(samples)}
+    matters = settings.that_matter()
+    identity = {**matters, "checkpoint": checkpoint.digest, "samples sha256": _digest(samples), "edgevl": __version__}
     done = partial.start(identity, settings.resume)
     tables = [block_table(checkpoint.config, layer) for layer in range(checkpoint.config.text.layers)]
 

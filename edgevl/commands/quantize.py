@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ def command(
         with progress() as move:
             report = quantize(model, output, settings, move)
     except KeyboardInterrupt:
-        note(f"Interrupted. Finished blocks are kept in {output}.partial; add --resume to go on.")
-        sys.exit(1)
+        note(f"Finished blocks are kept in {output}.partial; add --resume to go on with them.")
+        raise
     _summary(report, output, group_size is None)
     if as_json:
         print_json(report)
