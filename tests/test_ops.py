@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from edgevl import reference
 from edgevl.backends.cpu import run_graph
@@ -18,7 +19,16 @@ from edgevl.recorder import Recorder, Rows
 from edgevl.reference import ReferenceOps
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import Limits
-from edgevl.weights import FloatWeight, Int4Weight, Int8Weight, Weight, quantize_int4, quantize_int8
+from edgevl.weights import (
+    FloatWeight,
+    Int4Weight,
+    Int8Weight,
+    Weight,
+    dequantize,
+    quantize_int4,
+    quantize_int8,
+)
+from quantize.torch_ops import TorchOps, batch_step
 
 ISAS = ("portable", "avx2", "avx512")
 ROWS = (1, 2, 7, 8, 17, 33)
@@ -379,6 +389,40 @@ def test_cpu_matches_the_twin(op: str, isa: str, monkeypatch: pytest.MonkeyPatch
         if found_cache is not None and wanted_cache is not None:
             for f, w in zip(found_cache, wanted_cache, strict=True):
                 check(case, f.astype(np.float32), w.astype(np.float32), f"cpu {isa} cache")
+
+
+def torch_weights(case: Case) -> Callable[[str], tuple[torch.Tensor, torch.Tensor | None]]:
+    def get(name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight, bias = case.weights[name]
+        return torch.from_numpy(dequantize(weight)), None if bias is None else torch.from_numpy(bias)
+
+    return get
+
+
+@pytest.mark.parametrize("op", [op for op in CONTRACTS if op not in ("rope_write", "attention")])
+def test_torch_matches_the_twin(op: str) -> None:
+    for case in BY_OP[op]:
+        ops = TorchOps(torch_weights(case), 1)
+        found = case.call(ops, {k: torch.from_numpy(v) for k, (v, _) in case.inputs.items()})
+        check(case, found.numpy(), case.reference()[0], "torch")
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 2), (2, 17), (3, 31), (2, 33)])
+@pytest.mark.parametrize("heads", [(4, 2, 16), (3, 1, 64), (2, 2, 10)])
+def test_torch_attention_of_a_batch_matches_the_twin(batch: int, length: int, heads: tuple[int, int, int]) -> None:
+    """torch keeps no cache beyond a block, so rope_write and attention are compared together, sequences from 0."""
+    config = text_config(*heads)
+    qkv = normal(3, batch * length, config.qkv_size)
+    step = batch_step(torch.zeros(batch, length, dtype=torch.int64))
+    ops = TorchOps(lambda name: (torch.empty(0), None), length)
+    found = ops.attention(ops.rope_write(torch.from_numpy(qkv), step, 0, config), step, 0, config)
+
+    shape = (batch, config.kv_heads, length, config.head_dim)
+    cache = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+    twin = ReferenceOps(lambda name: (FloatWeight(normal(0, 1)), None), [cache])
+    places: Step[Any] = Step(None, step.positions.numpy(), step.slots.numpy(), None, None)
+    wanted = twin.attention(twin.rope_write(qkv, places, 0, config), places, 0, config)
+    check(Case("attention", "attention", lambda o, i: None, {}, {}), found.numpy(), wanted, "torch")
 
 
 def test_twins_agree_with_hand_computations() -> None:
