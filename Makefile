@@ -10,7 +10,8 @@ COMPILED = pyproject.toml CMakeLists.txt $(wildcard edgevl/native/* edgevl/nativ
 .PHONY: demo test lint install clean
 
 demo: $(VENV)/.demo
-	@test -f demo/int4/config.json || $(BIN)/edgevl quantize demo -o demo/int4 $(if $(wildcard demo/int4.partial),--resume)
+	@test -f demo/checkpoint/config.json || $(BIN)/edgevl demo -o demo/checkpoint
+	@test -f demo/int4/config.json || $(BIN)/edgevl quantize demo/checkpoint -o demo/int4 $(if $(wildcard demo/int4.partial),--resume)
 	@test -f demo/bundle/manifest.json || $(BIN)/edgevl build demo/int4 --target host -o demo/bundle
 	$(BIN)/edgevl chat demo/bundle -p "What is the capital of France?"
 	$(BIN)/edgevl chat demo/bundle -i tests/data/receipt.png -p "What is the total?" --max-tokens 48
