@@ -132,3 +132,15 @@ def test_128_greedy_tokens_of_the_demo_are_identical(demo_checkpoint: Path, tmp_
         assert found == wanted, (
             f"{prompt!r}: first difference at token {next(i for i in range(128) if found[i] != wanted[i])}"
         )
+
+
+def test_the_demo_knows_the_capital_of_france(demo_checkpoint: Path, tmp_path: Path) -> None:
+    """Through template, tokenizer and engine, from text to text, with an int8 head and tower."""
+    from edgevl.engine import Engine, Request, Result
+    from edgevl.prompt import Message
+
+    build(str(demo_checkpoint), tmp_path / "b", BuildSettings(head="int8", vision="int8", context=512))
+    request = Request((Message("user", ("What is the capital of France?",)),), max_tokens=24)
+    result = list(Engine.open(tmp_path / "b").stream(request))[-1]
+    assert isinstance(result, Result)
+    assert "Paris" in result.text
