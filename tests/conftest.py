@@ -9,6 +9,7 @@ import pytest
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads are slow where the cores are shared
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
