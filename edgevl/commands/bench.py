@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from edgevl.bundle import Bundle
 from edgevl.commands.doctor import processor
 from edgevl.console import note, print_json, progress, table
 from edgevl.errors import CapacityError, UsageError
+from edgevl.machine import peak_resident_bytes
 from edgevl.prefill import feed
 from edgevl.runner import Runner
 
@@ -81,7 +80,6 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
         decoded = _rates(decode, generate, repeats, "decode", move)
     step = step_bytes(bundle, depth + generate // 2)
     used = step * decoded["tokens_per_second"] / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "bundle": {"path": str(bundle.path), "digest": bundle.digest, "source": bundle.manifest.source.quantization},
         "prefill": {"tokens": prompt, "depth": depth, **prefilled},
@@ -92,7 +90,7 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
             "available_gb_s": round(available, 2),
             "share": round(used / available, 3),
         },
-        "peak_resident_bytes": peak,
+        "peak_resident_bytes": peak_resident_bytes(),
         "planned_bytes": runner.planned_bytes,
         "backend": runner.backend,
         "machine": {"processor": processor(), "system": platform.platform(), "edgevl": __version__, "repeats": repeats},
