@@ -54,7 +54,7 @@ class Journal:
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line and wait until it is on the disk; `EdgevlError` when it cannot be, with nothing written."""
-        data = _encode(line)
+        data = encode(line)
         assert data.startswith(_FIRST), "a line begins with its time"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
@@ -112,8 +112,8 @@ class Journal:
         )
 
 
-def _encode(line: dict[str, Any]) -> bytes:
-    """One line of UTF-8; names of files that are no UTF-8 keep their bytes as JSON escapes."""
+def encode(line: dict[str, Any]) -> bytes:
+    """One line of UTF-8 with its newline; names of files that are no UTF-8 keep their bytes as JSON escapes."""
     try:
         return json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:

@@ -26,7 +26,7 @@ _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context 
 _HELP = """\
 /image PATH...  show pictures with the next question
 /reset          forget the conversation
-/stats          tokens, seconds and memory of the last answer
+/stats          tokens, seconds and memory of the last answer and the session
 /help           this list
 /exit           leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
@@ -148,6 +148,7 @@ class _Session:
         self._engine, self._conversation = engine, conversation
         self._told: set[str] = set()
         self._failed = False
+        self._finished: list[Result] = []  # every finished answer, also those of forgotten conversations
 
     def run(self) -> None:
         """Until /exit or the end of the input. In a pipe, exit code 2 when a line failed."""
@@ -177,7 +178,8 @@ class _Session:
             return True
         if not line.startswith("/"):
             _check_text("the question", line)
-            _tell(_answer(self._conversation, line, _print), self._told)
+            self._finished.append(_answer(self._conversation, line, _print))
+            _tell(self._finished[-1], self._told)
             return True
         word, _, rest = line.partition(" ")
         if word in ("/exit", "/quit"):
@@ -206,20 +208,27 @@ class _Session:
     def _stats(self) -> None:
         from edgevl.machine import resident_bytes
 
-        result = self._conversation.last
-        if result is not None:
-            t, s = result.tokens, result.seconds
-            speed = t["generated"] / s["decode"] if s["decode"] > 0 else 0.0
-            note(
-                f"tokens: {t['prompt']} prompt ({t['image']} of pictures, {t['reused']} reused), "
-                f"{t['generated']} generated"
-            )
-            note(
-                f"seconds: {s['vision']:.2f} vision, {s['prefill']:.2f} prefill, {s['decode']:.2f} decode "
-                f"({speed:.1f} tokens/s)"
-            )
+        if self._conversation.last is not None:
+            _account("", [self._conversation.last])
+        if self._finished:
+            _account(f"session, {len(self._finished)} finished: ", self._finished)
         memory = f"{bytes_text(resident_bytes())} resident, {bytes_text(self._engine.planned_bytes)} planned"
         note(f"turns: {self._conversation.turns}; memory: {memory}; {self._engine.runner.backend}")
+
+
+def _account(whose: str, results: list[Result]) -> None:
+    """The tokens and seconds of answers together, each line beginning with `whose`."""
+    t = {k: sum(r.tokens.get(k, 0) for r in results) for k in ("prompt", "image", "reused", "generated")}
+    s = {k: sum(r.seconds.get(k, 0.0) for r in results) for k in ("vision", "prefill", "decode")}
+    speed = t["generated"] / s["decode"] if s["decode"] > 0 else 0.0
+    note(
+        f"{whose}tokens: {t['prompt']} prompt ({t['image']} of pictures, {t['reused']} reused), "
+        f"{t['generated']} generated"
+    )
+    note(
+        f"{whose}seconds: {s['vision']:.2f} vision, {s['prefill']:.2f} prefill, {s['decode']:.2f} decode "
+        f"({speed:.1f} tokens/s)"
+    )
 
 
 def _typed_lines() -> Iterator[str]:
