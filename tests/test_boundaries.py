@@ -17,7 +17,7 @@ ALLOWED = {"edgevl": set(), "calibration": {"edgevl"}, "quantize": {"edgevl", "c
 # verbs of a workstation stage, which import it when they are run
 VERBS = {
     "edgevl/commands/quantize.py": {"quantize"},
-    "edgevl/commands/measure.py": {"quantize", "calibration"},
+    "edgevl/commands/measure.py": {"quantize", "calibration", "deploy"},
     "edgevl/commands/build.py": {"deploy"},
 }
 

@@ -1,0 +1,13 @@
+"""Labelled pictures, drawn from a seed: what the demo's eyes are trained and tested on.
+
+`rendered_picture` draws one; `measured_pictures` is the held-out test set of `edgevl measure`. Needs the fonts of the
+extra "pictures" and nothing else beyond Pillow and numpy.
+"""
+
+from calibration.rendered.drawing import SPLITS
+from calibration.rendered.measured import measured_pictures
+from calibration.rendered.picture import Question, Rendered
+from calibration.rendered.render import KINDS, rendered_picture
+from calibration.rendered.scoring import Score, score
+
+__all__ = ["KINDS", "SPLITS", "Question", "Rendered", "Score", "measured_pictures", "rendered_picture", "score"]

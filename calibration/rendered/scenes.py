@@ -1,0 +1,178 @@
+"""Drawers of simple scenes: coloured shapes, where they stand to each other, and how they move from frame to frame."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from numpy.random import RandomState
+
+from calibration.rendered.documents import Drawn, some
+from calibration.rendered.drawing import Canvas, layout, shade
+from calibration.rendered.picture import COLOURS, Question
+
+SHAPES = ("circle", "square", "triangle", "star", "hexagon", "cross", "diamond", "ring")
+_FILLS = tuple(c for c in COLOURS if c not in ("brown", "gray"))
+_BACKS = ("white", "black", "gray", "blue", "green", "yellow", "pink")
+_CORNERS = {"square": (4, 45.0), "triangle": (3, -90.0), "hexagon": (6, 0.0), "diamond": (4, 0.0)}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape; pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def name(self) -> str:
+        """As people say it."""
+        return f"{self.colour} {self.shape}"
+
+
+def a(name: str) -> str:
+    """With its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def scene(random: RandomState, split: str) -> Drawn:
+    """One to three shapes on a plain ground."""
+    canvas, back = _ground(random, split)
+    things = _place(random, split, back, 1 + int(random.randint(3)), canvas)
+    for thing in things:
+        _draw(canvas, thing)
+    colours, shapes = [t.colour for t in things], [t.shape for t in things]
+    i = int(random.randint(len(things)))
+    asked = [Question("scenes", "Describe the picture.", _caption(things, back))]
+    asked.append(Question("other", "How many shapes are there?", str(len(things))))
+    if shapes.count(shapes[i]) == 1:
+        asked.append(Question("other", f"What colour is the {shapes[i]}?", colours[i].capitalize()))
+    if colours.count(colours[i]) == 1:
+        asked.append(Question("other", f"What shape is {colours[i]}?", f"The {shapes[i]}."))
+    wanted = Thing(some(random, *SHAPES), some(random, *_FILLS), 0, 0, 0)
+    if random.random_sample() < 0.5:
+        wanted = things[i]
+    there = any(t.name == wanted.name for t in things)
+    asked.append(Question("other", f"Is there {a(wanted.name)}?", "Yes." if there else "No."))
+    asked.append(Question("other", "What colour is the background?", back.capitalize()))
+    if len(things) == 2:
+        first, second, word = _relation(things)
+        opposite = {"to the left of": "to the right of", "above": "below"}[word]
+        asked.append(Question("other", f"What is {word} the {second.name}?", a(first.name).capitalize() + "."))
+        asked.append(Question("other", f"What is {opposite} the {first.name}?", a(second.name).capitalize() + "."))
+    return canvas, _caption(things, back), asked
+
+
+def frames(random: RandomState, split: str, count: int = 2) -> tuple[list[Canvas], str, list[Question]]:
+    """The same shape in a few frames, moving one way or standing still."""
+    state = random.randint(1 << 31)
+    first, back = _ground(RandomState(state), split)
+    (thing,) = _place(random, split, back, 1, first)
+    way = some(random, "to the left", "to the right", "up", "down", "nowhere")
+    dx, dy = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}[way]
+    step = random.uniform(34, 60)
+    width, height = first.width, first.height
+    margin = thing.radius + 4
+    x = _start(random, dx, step * (count - 1), margin, width)
+    y = _start(random, dy, step * (count - 1), margin, height)
+    made = []
+    for i in range(count):
+        canvas, _ = _ground(RandomState(state), split)
+        _draw(canvas, replace(thing, x=x + dx * step * i, y=y + dy * step * i))
+        made.append(canvas)
+    does = "stands still" if way == "nowhere" else f"moves {way}"
+    caption = f"{a(thing.name).capitalize()} {does}."
+    asked = [
+        Question("other", some(random, "What happens in these pictures?", "What happens?"), caption),
+        Question("other", f"Which way does the {thing.shape} move?", f"It {does}."),
+    ]
+    return made, caption, asked
+
+
+def _start(random: RandomState, direction: int, travel: float, margin: float, room: float) -> float:
+    low, high = margin, room - margin
+    if direction > 0:
+        high = max(low + 1, high - travel)
+    elif direction < 0:
+        low = min(high - 1, low + travel)
+    return float(random.uniform(low, high))
+
+
+def _ground(random: RandomState, split: str) -> tuple[Canvas, str]:
+    back = some(random, *_BACKS)
+    size = (int(random.randint(240, 273)), int(random.randint(240, 273)))
+    return Canvas(random, split, size, shade(random, back, 10), back), back
+
+
+def _place(random: RandomState, split: str, back: str, count: int, canvas: Canvas) -> list[Thing]:
+    """Shapes that do not touch; which shape goes with which colour is the split's."""
+    things: list[Thing] = []
+    while len(things) < count:
+        shape, colour = layout(random, split, len(SHAPES), len(_FILLS))
+        radius = float(random.uniform(24, 46))
+        x = float(random.uniform(radius + 4, canvas.width - radius - 4))
+        y = float(random.uniform(radius + 4, canvas.height - radius - 4))
+        new = Thing(SHAPES[shape], _FILLS[colour], x, y, radius)
+        apart = all(math.hypot(t.x - x, t.y - y) > t.radius + radius + 6 for t in things)
+        if apart and new.colour != back and all(t.name != new.name for t in things):
+            things.append(new)
+        if len(things) == count and not _clear(things):
+            things.clear()
+    return things
+
+
+def _clear(things: list[Thing]) -> bool:
+    """Whether people would agree how the shapes stand to each other."""
+    if len(things) != 2:
+        across = sorted(t.x for t in things)
+        return all(b - a > 20 for a, b in zip(across, across[1:], strict=False))
+    dx, dy = abs(things[0].x - things[1].x), abs(things[0].y - things[1].y)
+    return max(dx, dy) > 1.5 * min(dx, dy)
+
+
+def _relation(things: list[Thing]) -> tuple[Thing, Thing, str]:
+    one, two = things
+    if abs(one.x - two.x) > abs(one.y - two.y):
+        first, second = sorted((one, two), key=lambda t: t.x)
+        return first, second, "to the left of"
+    first, second = sorted((one, two), key=lambda t: t.y)
+    return first, second, "above"
+
+
+def _caption(things: list[Thing], back: str) -> str:
+    if len(things) == 1:
+        text = f"{a(things[0].name)} on {a(back)} background"
+    elif len(things) == 2:
+        first, second, word = _relation(things)
+        text = f"{a(first.name)} {word} {a(second.name)}"
+    else:
+        first, second, third = (a(t.name) for t in sorted(things, key=lambda t: t.x))
+        text = f"from left to right: {first}, {second} and {third}"
+    return text[0].upper() + text[1:] + "."
+
+
+def _draw(canvas: Canvas, thing: Thing) -> None:
+    fill, middle, r = shade(canvas.random, thing.colour, 14), (thing.x, thing.y), thing.radius
+    if thing.shape == "circle":
+        canvas.disc("circle", thing.colour, middle, r, fill)
+    elif thing.shape == "ring":
+        canvas.disc("ring", thing.colour, middle, r, fill)
+        canvas.disc("nothing", "none", middle, r * 0.55, canvas.background)
+    elif thing.shape == "cross":
+        w = r * 0.33
+        canvas.box("cross", thing.colour, (thing.x - r, thing.y - w, thing.x + r, thing.y + w), fill)
+        canvas.box("cross", thing.colour, (thing.x - w, thing.y - r, thing.x + w, thing.y + r), fill)
+    elif thing.shape == "star":
+        points = []
+        for i in range(10):
+            turn, reach = math.radians(-90 + 36 * i), r if i % 2 == 0 else r * 0.42
+            points.append((thing.x + reach * math.cos(turn), thing.y + reach * math.sin(turn)))
+        canvas.polygon("star", thing.colour, points, fill)
+    else:
+        corners, first = _CORNERS[thing.shape]
+        turns = [math.radians(first + 360 * i / corners) for i in range(corners)]
+        points = [(thing.x + r * math.cos(t), thing.y + r * math.sin(t)) for t in turns]
+        canvas.polygon(thing.shape, thing.colour, points, fill)

@@ -1,0 +1,103 @@
+"""Rendered pictures in arrays, made by worker processes while the network computes.
+
+A picture is shown a few times before it is thrown away, so that rendering never holds training up. Knows nothing of
+networks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
+from numpy.typing import NDArray
+
+from calibration.rendered import Question, Rendered, rendered_picture
+from edgevl.config import TilingConfig
+from edgevl.image import cut_tiles, load_image
+from edgevl.tiling import tile_grid
+
+_ONE_TILE = TilingConfig(max_tiles=1)
+_CHUNK = 16  # pictures that a worker hands over together
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A rendered picture as the network gets it: tiles (frames, 256, 256, 3) uint8, and its labels."""
+
+    kind: str
+    tiles: NDArray[np.uint8]
+    questions: tuple[Question, ...]
+    characters: NDArray[np.uint8]
+    things: NDArray[np.uint8]
+    colours: NDArray[np.uint8]
+
+
+def see(rendered: Rendered, tile_size: int = 256) -> Seen:
+    """The picture by the very path that the product takes: one tile for each frame."""
+    tiles = []
+    for frame in rendered.frames:
+        picture = load_image(frame)
+        tiles.append(cut_tiles(picture, tile_grid(*picture.size, _ONE_TILE, tile_size), _ONE_TILE, tile_size))
+    labels = (rendered.characters, rendered.things, rendered.colours)
+    return Seen(rendered.kind, np.concatenate(tiles), rendered.questions, *labels)
+
+
+class Feed:
+    """Endless batches of training pictures. `first` is the number of the first picture, for resuming."""
+
+    def __init__(self, workers: int, first: int, reuse: int, keep: int = 4096) -> None:
+        context = multiprocessing.get_context("fork")
+        self._queue: Queue[list[Seen]] = context.Queue(maxsize=4 * workers)
+        self._processes = [
+            context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK), daemon=True)
+            for i in range(workers)
+        ]
+        for process in self._processes:
+            process.start()
+        self._reuse, self._keep = reuse, keep
+        self._pool: list[Seen] = []
+        self._random = RandomState(first % (1 << 31))
+        self._owed = 0.0
+        self.drawn = first  # pictures rendered so far
+
+    def batch(self, size: int) -> list[Seen]:
+        """The next batch."""
+        while len(self._pool) < max(size, 16 * _CHUNK):
+            self._take()
+        self._owed += size / self._reuse
+        while self._owed >= _CHUNK:
+            self._take()
+            self._owed -= _CHUNK
+        return [self._pool[int(i)] for i in self._random.randint(len(self._pool), size=size)]
+
+    def _take(self) -> None:
+        new = self._queue.get(timeout=600)
+        self.drawn += len(new)
+        if len(self._pool) + len(new) <= self._keep:
+            self._pool += new
+        else:
+            for seen in new:
+                self._pool[int(self._random.randint(len(self._pool)))] = seen
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for process in self._processes:
+            process.terminate()
+
+
+def _work(queue: Queue[Any], first: int, stride: int) -> None:
+    os.nice(5)
+    while True:
+        queue.put([see(rendered_picture("train", first + i)) for i in range(_CHUNK)])
+        first += stride
+
+
+def held_out(count: int, split: str = "validation") -> Iterator[Seen]:
+    """The first `count` pictures of a split that is not trained on."""
+    return (see(rendered_picture(split, seed)) for seed in range(count))

@@ -1,0 +1,221 @@
+"""The trainable tensors and the operations to train them with: bfloat16 around float32 weights, on a CPU or a GPU.
+
+The model itself is `edgevl.models`, as everywhere; here are its parameters, the heads that only training has, and the
+low-rank updates of the language model. Knows nothing of pictures, files or schedules.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, PATCH, THINGS
+from edgevl.config import ModelConfig, TextConfig
+from edgevl.demo import IMAGE_TOKENS, eye_shapes
+from edgevl.models.decoder import decoder
+from edgevl.models.names import text_parts, vision_parts
+from edgevl.models.vision import image_embeddings
+from edgevl.ops import Linear, Norm, Step
+from quantize.part_tensors import CheckpointParts, JoinedTensors
+from quantize.torch_ops import NamedLinear, TorchOps
+
+_SMALL = torch.bfloat16
+_PATCHES = 4  # of one image token
+_CELLS = _PATCHES * (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells under one image token
+_ADAPTED = ("qkv", "o", "gate_up", "down")
+
+
+class Eyes(nn.Module):
+    """Tower, projector and image token rows under their checkpoint names, and the heads that read labels off them."""
+
+    def __init__(self, config: ModelConfig, embedding_rms: float, embedding_mean: Tensor) -> None:
+        super().__init__()
+        assert config.vision is not None and config.projector is not None
+        self.config, self._rms = config, embedding_rms
+        self._names = {}
+        for name, shape in eye_shapes(config.text.hidden_size).items():
+            if "input_conditioner" in name:
+                continue
+            self._names[name] = name.replace(".", "/")
+            self.register_parameter(self._names[name], nn.Parameter(_initial(name, shape, embedding_rms)))
+        rows = embedding_mean.repeat(len(IMAGE_TOKENS), 1) + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), 1)
+        self.image_token_rows = nn.Parameter(rows)
+        hidden = config.text.hidden_size
+        self.character_head = nn.Linear(hidden, _CELLS * len(CHARACTERS))
+        self.thing_head = nn.Linear(hidden, _PATCHES * len(THINGS))
+        self.colour_head = nn.Linear(hidden, _PATCHES * len(COLOUR_NAMES))
+        self._parts = JoinedTensors(vision_parts(config), _Named(self))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ships, by checkpoint name."""
+        return {name: self.get_parameter(own) for name, own in self._names.items()}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Tiles (n, S, S, 3) uint8 -> (n·P/4, C) bf16."""
+        assert self.config.vision is not None and self.config.projector is not None
+        return image_embeddings(TrainingOps(self._parts), self.config.vision, self.config.projector, pixels)
+
+    def dense_loss(self, rows: Tensor, characters: Tensor, things: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of reading the label maps off the image tokens, and (right, all) of characters, things, colours.
+
+        `rows` (n·64, C); `characters` (n, 32, 64), `things` and `colours` (n, 16, 16), all integers.
+        """
+        scale = rows.float().square().mean(dim=1, keepdim=True).sqrt()
+        flat = (rows.float() / (scale + 1e-6)).to(_SMALL)
+        n, grid = characters.shape[0], things.shape[1] // 2
+        high, wide = characters.shape[1] // grid, characters.shape[2] // grid
+        cells = characters.reshape(n, grid, high, grid, wide).transpose(2, 3).reshape(-1).long()
+        logits = _head(flat, self.character_head).reshape(-1, len(CHARACTERS)).float()
+        losses = functional.cross_entropy(logits, cells, reduction="none")
+        written = cells > 0
+        # most cells are empty: they count little, so that reading is what is learned
+        loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
+        counts = [((logits.argmax(dim=1) == cells) & written).sum(), written.sum()]
+        for map_, head, size in (
+            (things, self.thing_head, len(THINGS)),
+            (colours, self.colour_head, len(COLOUR_NAMES)),
+        ):
+            wanted = map_.reshape(n, grid, 2, grid, 2).transpose(2, 3).reshape(-1).long()
+            guess = _head(flat, head).reshape(-1, size).float()
+            loss = loss + 0.5 * functional.cross_entropy(guess, wanted)
+            some = wanted > 0
+            counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
+        # image tokens as large as word embeddings, so that the language model is not startled
+        loss = loss + 0.1 * (scale / self._rms).log().square().mean()
+        return loss, torch.stack(counts).detach()
+
+
+class Reader(nn.Module):
+    """The frozen language model in bf16 with trainable low-rank updates, under the model's own part names."""
+
+    def __init__(self, config: ModelConfig, weights: CheckpointParts, rank: int, device: str) -> None:
+        super().__init__()
+        self.config, self.rank = config, rank
+        self._frozen: dict[str, Tensor] = {}
+        for part in text_parts(config):
+            self._frozen[part.name] = weights(part.name)[0].to(_SMALL).to(device)
+        self._frozen["head"] = self._frozen["embed"]
+        for part in text_parts(config):
+            if part.name.rsplit(".", 1)[-1] in _ADAPTED:
+                n, k = part.shape
+                own = part.name.replace(".", "/")
+                self.register_parameter(f"{own}/a", nn.Parameter(torch.randn(rank, k) * k**-0.5))
+                self.register_parameter(f"{own}/b", nn.Parameter(torch.zeros(n, rank)))
+
+    def updates(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Part name -> (a (rank, K), b (N, rank)); the part's weight becomes W + b·a."""
+        names = [name[:-2] for name, _ in self.named_parameters() if name.endswith("/a")]
+        return {n.replace("/", "."): (self.get_parameter(f"{n}/a"), self.get_parameter(f"{n}/b")) for n in names}
+
+    def forward(self, step: Step[Tensor], mask: Tensor, adapted: bool = True) -> Tensor:
+        """Logits (L, V) bf16 of a regular batch; `mask` (B, 1, S, S) is added to the attention scores."""
+        ops = TrainingOps(lambda name: (self._frozen[name], None), self.updates() if adapted else {}, mask)
+        return decoder(ops, self.config.text, step)
+
+
+class TrainingOps(TorchOps):
+    """`TorchOps` in bf16, with low-rank updates and with an attention mask in the place of plain causality."""
+
+    def __init__(
+        self, weights: object, updates: dict[str, tuple[Tensor, Tensor]] | None = None, mask: Tensor | None = None
+    ) -> None:
+        super().__init__(weights, 1 if mask is None else mask.shape[-1])  # type: ignore[arg-type]
+        self._updates, self._mask = updates or {}, mask
+
+    def patches(self, pixels: Tensor, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+        return super().patches(pixels, patch_size, mean, std).to(_SMALL)
+
+    def embed(self, tokens: Tensor, table: Tensor, images: Tensor | None) -> Tensor:
+        tokens = tokens.reshape(-1).long()
+        x = table[tokens.clamp(min=0)]
+        if images is None:
+            return x
+        return torch.where((tokens < 0)[:, None], images[(-1 - tokens).clamp(min=0)].to(x.dtype), x)
+
+    def rms_norm(self, x: Tensor, norm: Norm[Tensor], eps: float) -> Tensor:
+        return _fused_rms_norm(x, norm.weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return _fused_silu_mul(gate_up)
+
+    def linear(
+        self, x: Tensor, layer: Linear[Tensor], activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        if not isinstance(layer, NamedLinear) or layer.name not in self._updates:
+            return super().linear(x, layer, activation, residual)
+        weight = layer.weight.to(x.dtype).t()
+        y = x @ weight if residual is None else torch.addmm(residual, x, weight)
+        a, b = self._updates[layer.name]
+        return torch.addmm(y, functional.linear(x, a.to(x.dtype)), b.to(x.dtype).t())
+
+    def rope_write(self, qkv: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
+        h, g, d = config.heads, config.kv_heads, config.head_dim
+        heads = qkv.reshape(-1, h + 2 * g, d)
+        cos, sin = (t.to(qkv.dtype) for t in self._rotation(step.positions, config))
+        first, second = heads[:, : h + g, : d // 2], heads[:, : h + g, d // 2 :]
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+        self._cache = {layer: (self._by_sequence(turned[:, h:]), self._by_sequence(heads[:, h + g :]))}
+        return turned[:, :h].reshape(-1, h * d)
+
+    def attention(self, q: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
+        keys, values = self._cache[layer]
+        share = config.heads // config.kv_heads
+        query = self._by_sequence(q.reshape(-1, config.heads, config.head_dim))
+        keys, values = keys.repeat_interleave(share, dim=1), values.repeat_interleave(share, dim=1)
+        return _attend(query, keys, values, self._mask).transpose(1, 2).reshape(q.shape)
+
+    def full_attention(self, qkv: Tensor, heads: int, tokens: int) -> Tensor:
+        width = qkv.shape[1] // 3
+        q, k, v = qkv.reshape(-1, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        return _attend(q, k, v, None).transpose(1, 2).reshape(-1, width)
+
+
+class _Named(dict[str, Tensor]):
+    """Checkpoint names -> the module's parameters as the model's ops want them."""
+
+    def __init__(self, eyes: Eyes) -> None:
+        super().__init__()
+        self._eyes = eyes
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = self._eyes.get_parameter(name.replace(".", "/"))
+        return values[0] if name.endswith("pos_embed") else values
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y = x.float()
+    return (y * torch.rsqrt(y.square().mean(dim=1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
+def _silu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=1)
+    return (functional.silu(gate.float()) * up.float()).to(gate_up.dtype)
+
+
+# torch's own are 3 to 8 times slower both ways in bf16 on a CPU
+_fused_rms_norm = torch.compile(_rms_norm, dynamic=True)
+_fused_silu_mul = torch.compile(_silu_mul, dynamic=True)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention written out: on a CPU in bf16 both ways together take two thirds of torch's fused call."""
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ values
+
+
+def _head(x: Tensor, head: nn.Linear) -> Tensor:
+    return functional.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))
+
+
+def _initial(name: str, shape: tuple[int, ...], embedding_rms: float) -> Tensor:
+    last = name.rsplit(".", 1)[-1]
+    if len(shape) == 1:
+        norm = ".norm" in name or name.startswith("mlp1.0.")
+        return torch.ones(shape) if norm and last == "weight" else torch.zeros(shape)
+    scale = 0.02 if last in ("pos_embed", "token") else shape[-1] ** -0.5
+    if name.endswith(("attn.proj.weight", "fc2.weight")):
+        scale *= 0.3
+    if name == "mlp1.3.weight":
+        scale *= 1.7 * embedding_rms
+    return torch.randn(shape) * scale

@@ -1,0 +1,44 @@
+"""How much of everything a training run takes: the recipe in numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run. Steps are optimizer steps; `reuse` says how often a rendered picture is shown."""
+
+    tower_steps: int
+    tower_batch: int  # pictures
+    tower_rate: float
+    tower_reuse: int
+    reader_steps: int
+    reader_batch: int  # pictures, each with as many questions as fit
+    reader_rate: float
+    reader_reuse: int
+    length: int = 224  # tokens of a training sequence
+    rank: int = 16  # of the language model's updates
+    workers: int = 1  # processes that render
+    report: int = 50  # steps between reports, each of which saves
+    checked: int = 128  # held-out pictures looked at in a report
+
+
+PLANS = {
+    # two cores with bf16, about two hours
+    "cpu": Plan(1900, 32, 9e-4, 2, 1500, 14, 8e-4, 2),
+    # one data-centre GPU and 16 cores, about half an hour
+    "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, rank=32, workers=14),
+    # the test suite's: seconds
+    "tiny": Plan(4, 4, 1e-3, 8, 3, 2, 1e-3, 8, length=192, rank=2, report=2, checked=4),
+}
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over the first 4 %, then half a cosine down to a fiftieth."""
+    warm = max(1, steps // 25)
+    if step < warm:
+        return peak * (step + 1) / warm
+    share = (step - warm) / max(1, steps - warm)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))

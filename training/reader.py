@@ -1,0 +1,163 @@
+"""Second stage: the language model learns to read the image tokens, and the eyes to write them for it.
+
+Tower, projector and low-rank updates of the language model are trained together on the answers to questions. The label
+maps go on counting a little, and on plain text the updated model must stay close to the untouched one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from calibration.texts import documents
+from edgevl.checkpoint import Checkpoint
+from edgevl.ops import Step
+from edgevl.prompt import Message, PromptBuilder
+from edgevl.tokenizer import Tokenizer
+from quantize.part_tensors import CheckpointParts
+from training.feed import Feed, Seen, held_out
+from training.journal import Journal
+from training.network import Eyes, Reader
+from training.plan import Plan, learning_rate
+from training.sequences import SequenceMaker, Sequences
+from training.state import load, save
+from training.tower import label_maps
+
+_DENSE = 0.1  # weight of the label maps
+_TEXT_TOKENS = 192  # of the plain text in each step
+_TEXTS = 160  # documents that it is taken from
+
+
+def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, device: str) -> Reader:
+    """Train until `plan.reader_steps`, going on from the folder's state, and give the updated language model."""
+    reader = Reader(checkpoint.config, CheckpointParts(checkpoint), plan.rank, device).to(device)
+    modules = [eyes, reader]
+    projector = [p for n, p in eyes.named_parameters() if n.startswith("mlp1") or n == "image_token_rows"]
+    tower = [p for n, p in eyes.named_parameters() if not (n.startswith("mlp1") or n == "image_token_rows")]
+    shares = ((tower, 0.5), (projector, 1.0), (list(reader.parameters()), 1.0))
+    groups = [{"params": params, "share": share} for params, share in shares]
+    optimizer = torch.optim.AdamW(groups, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0)
+    place = load(folder, "reader", modules, optimizer)
+    if place is None:
+        if load(folder, "tower", [eyes]) is None:
+            raise SystemExit(f"{folder} holds no trained tower; run the stage tower first")
+        place = {"step": 0, "pictures": 1 << 24}
+    maker, journal = SequenceMaker(checkpoint, plan.length), Journal(folder, "reader")
+    if place["step"] >= plan.reader_steps:
+        return reader
+    checks = list(held_out(plan.checked))
+    texts = _texts(checkpoint)
+    feed, random = Feed(plan.workers, place["pictures"], plan.reader_reuse), RandomState(place["step"])
+    try:
+        sums, began = defaultdict(float), time.monotonic()
+        for step in range(place["step"], plan.reader_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate) * group["share"]
+            batch = feed.batch(plan.reader_batch)
+            loss, figures = answer_loss(eyes, reader, batch, maker.batch(batch, random), device)
+            if step % 2 == 0:
+                apart = _text_distance(reader, texts, random, device)
+                loss, figures["text"] = loss + 2 * apart, 2 * float(apart.detach())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_([p for m in modules for p in m.parameters()], 1.0)
+            optimizer.step()
+            for name, value in figures.items():
+                sums[name] += value
+            if (step + 1) % plan.report == 0 or step + 1 == plan.reader_steps:
+                since = (step % plan.report) + 1
+                speed = since * plan.reader_batch / (time.monotonic() - began)
+                means = {k: v / since for k, v in sums.items()}
+                exact = check(eyes, reader, maker, checks, device)
+                journal.write(step=step + 1, pictures_a_second=speed, **means, **exact)
+                save(folder, "reader", modules, optimizer, {"step": step + 1, "pictures": feed.drawn})
+                sums, began = defaultdict(float), time.monotonic()
+    finally:
+        feed.close()
+    return reader
+
+
+def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) -> Tensor:
+    """(L, V): what the model would say at each learned place, given the tiles' embeddings `rows` (n·64, C)."""
+    device = rows.device
+    step = Step(
+        tokens=torch.from_numpy(batch.tokens.reshape(-1)).to(device),
+        positions=torch.from_numpy(batch.positions.reshape(-1)).to(device),
+        slots=torch.zeros(0),
+        images=torch.cat([rows, eyes.image_token_rows.to(rows.dtype)]),
+        logit_rows=torch.from_numpy(batch.rows).to(device),
+    )
+    hidden = torch.from_numpy(~batch.visible())[:, None].to(device)
+    mask = torch.zeros(hidden.shape, dtype=rows.dtype, device=device).masked_fill(hidden, float("-inf"))
+    return reader(step, mask)  # type: ignore[no-any-return]
+
+
+def answer_loss(
+    eyes: Eyes, reader: Reader, seen: list[Seen], batch: Sequences, device: str
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy over answer tokens plus a little of the label maps'; and both as numbers."""
+    rows = eyes(torch.from_numpy(batch.tiles).to(device))
+    logits = answer_logits(rows, eyes, reader, batch).float()
+    targets = torch.from_numpy(batch.targets).to(device)
+    loss = functional.cross_entropy(logits, targets)
+    right = float((logits.argmax(dim=1) == targets).float().mean())
+    first = np.cumsum([0, *(len(s.tiles) for s in seen)])[:-1]
+    firsts = rows.reshape(len(batch.tiles), -1, rows.shape[1])[torch.from_numpy(first)].flatten(0, 1)
+    maps, counts = eyes.dense_loss(firsts, *label_maps(seen, device))
+    figures = {"loss": float(loss.detach()), "tokens": right, "maps": float(maps.detach())}
+    figures["characters"] = float(counts[0] / counts[1].clamp(min=1))
+    return loss + _DENSE * maps, figures
+
+
+@torch.no_grad()
+def check(eyes: Eyes, reader: Reader, maker: SequenceMaker, pictures: list[Seen], device: str) -> dict[str, float]:
+    """Share of held-out answers that are right to the last token, by task.
+
+    Each token is asked for after the right ones, so an answer counts exactly when greedy decoding would give it.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for begin in range(0, len(pictures), 16):
+        batch = maker.batch(pictures[begin : begin + 16], None)
+        rows = eyes(torch.from_numpy(batch.tiles).to(device))
+        same = answer_logits(rows, eyes, reader, batch).argmax(dim=1).cpu().numpy() == batch.targets
+        for number, (_, question) in enumerate(batch.asked):
+            right[question.task].append(bool(same[batch.answers == number].all()))
+    return {f"exact_{task}": float(np.mean(values)) for task, values in sorted(right.items())}
+
+
+def _texts(checkpoint: Checkpoint) -> NDArray[np.int64]:
+    """Plain text and conversations of the calibration set, as stretches of one length; nothing that is held out."""
+    tokenizer = Tokenizer(checkpoint.tokenizer_json())
+    builder = PromptBuilder(tokenizer, checkpoint.chat_template(), checkpoint.config.tokens)
+    ids: list[int] = []
+    for document in islice(documents(0), _TEXTS):
+        if document.turns:
+            *asked, answer = (Message(turn.role, (turn.text,)) for turn in document.turns)
+            ids += builder.build(asked, []).token_ids
+            ids += [*tokenizer.encode(str(answer.parts[0]), specials=False), checkpoint.config.tokens.stop[-1]]
+        else:
+            ids += tokenizer.encode(document.text + "\n\n", specials=False)
+    count = len(ids) // _TEXT_TOKENS
+    return np.array(ids[: count * _TEXT_TOKENS], np.int64).reshape(count, _TEXT_TOKENS)
+
+
+
+def _text_distance(reader: Reader, texts: NDArray[np.int64], random: RandomState, device: str) -> Tensor:
+    """KL(untouched ‖ updated) in nats a token on one stretch of plain text."""
+    tokens = torch.from_numpy(texts[int(random.randint(len(texts)))]).to(device)
+    places = torch.arange(len(tokens), device=device)
+    step = Step(tokens, places, places * 0, None, places)
+    mask = torch.full((len(tokens), len(tokens)), float("-inf"), dtype=torch.bfloat16, device=device).triu(1)[None, None]
+    with torch.no_grad():
+        before = functional.log_softmax(reader(step, mask, adapted=False).float(), dim=1)
+    after = functional.log_softmax(reader(step, mask).float(), dim=1)
+    return functional.kl_div(after, before, log_target=True, reduction="batchmean")

@@ -1,0 +1,32 @@
+"""The stages in order: tower, reader, export. Called by `python -m training`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from edgevl.checkpoint import open_checkpoint
+from edgevl.demo import demo_checkpoint
+from quantize.part_tensors import CheckpointParts
+from training.network import Eyes
+from training.plan import Plan
+from training.tower import train_tower
+
+
+def run(folder: Path, plan: Plan, device: str, stage: str = "all") -> None:
+    """Train what is missing in `folder`."""
+    torch.manual_seed(0)
+    checkpoint = open_checkpoint(str(demo_checkpoint(trained=False)))
+    weights = CheckpointParts(checkpoint)
+    table = weights("embed")[0][: checkpoint.config.tokens.size]
+    rms = float(table.square().mean().sqrt())
+    eyes = Eyes(checkpoint.config, rms, table.mean(dim=0)).to(device)
+    if stage in ("tower", "all"):
+        train_tower(eyes, plan, folder, device)
+    if stage in ("reader", "all"):
+        from training.export import export
+        from training.reader import train_reader
+
+        reader = train_reader(eyes, checkpoint, plan, folder, device)
+        export(folder / "demo_eyes.safetensors", eyes, reader)
