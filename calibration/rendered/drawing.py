@@ -123,12 +123,13 @@ class Canvas:
     def _values(self, thing: str, colour: str, fill: RGB) -> tuple[RGB, int, int]:
         return fill, THINGS.index(thing), COLOUR_NAMES.index(colour)
 
-    def turn(self, degrees: float, scale: float, shift: Point) -> None:
-        """Rotate and scale about the middle and shift, labels and all; what comes in from outside is background."""
+    def turn(self, degrees: float, scale: Point, slant: float, shift: Point) -> None:
+        """Turn, scale and slant about the middle and shift, labels and all; what comes in from outside is background."""
         turn, (mx, my) = math.radians(degrees), (self.width / 2, self.height / 2)
-        a, b = math.cos(turn) * scale, math.sin(turn) * scale
-        # forward: p -> m + shift + R (p - m); Pillow wants the way back
-        inverse = np.linalg.inv(np.array([[a, b], [-b, a]]))
+        rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        forward = rotation @ np.array([[scale[0], slant], [0.0, scale[1]]])
+        # p -> m + shift + forward (p - m); Pillow wants the way back
+        inverse = np.linalg.inv(forward)
         offset = np.array([mx, my]) - inverse @ (np.array([mx, my]) + shift)
         data = (inverse[0, 0], inverse[0, 1], offset[0], inverse[1, 0], inverse[1, 1], offset[1])
         size, affine = (self.width, self.height), Image.Transform.AFFINE
@@ -136,9 +137,10 @@ class Canvas:
         self._things = self._things.transform(size, affine, data)
         colour = self._colours.getpixel((0, 0))
         self._colours = self._colours.transform(size, affine, data, fillcolor=colour)
+        (a, b), (c, d) = forward.tolist()
         self._glyphs = [
-            (c, mx + shift[0] + a * (x - mx) + b * (y - my), my + shift[1] - b * (x - mx) + a * (y - my))
-            for c, x, y in self._glyphs
+            (glyph, mx + shift[0] + a * (x - mx) + b * (y - my), my + shift[1] + c * (x - mx) + d * (y - my))
+            for glyph, x, y in self._glyphs
         ]
 
     def maps(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:

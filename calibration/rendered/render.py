@@ -50,9 +50,10 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     if random.random_sample() < 0.6:
         degrees = float(random.uniform(-4, 4)) if kind != "scene" else float(random.uniform(-2, 2))
         shift = (float(random.uniform(-4, 4)), float(random.uniform(-4, 4)))
-        scale = float(random.uniform(0.92, 1.0))
+        scale = (float(random.uniform(0.88, 1.0)), float(random.uniform(0.92, 1.0)))
+        slant = float(random.uniform(-0.12, 0.12)) if kind not in ("scene", "frames", "gauge") else 0.0
         for canvas in canvases:
-            canvas.turn(degrees, scale, shift)
+            canvas.turn(degrees, scale, slant, shift)
     characters, things, colours = canvases[0].maps()
     quality = int(random.randint(40, 96)) if random.random_sample() < 0.4 else 0
     blur = float(random.uniform(0.2, 0.9)) if random.random_sample() < 0.25 else 0.0
