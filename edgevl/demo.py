@@ -188,7 +188,7 @@ def _tensors(source: Checkpoint, vocab: int, eyes: SafetensorsFile | None) -> It
 
 
 def _updates(source: Checkpoint, eyes: SafetensorsFile) -> dict[str, Callable[[], NDArray[np.float32]]]:
-    """What is added to the language model, by tensor name: b·a of each part, cut into the tensors the part is made of."""
+    """What is added to the language model, by tensor name: b·a of each part, cut as the part is joined."""
     found: dict[str, Callable[[], NDArray[np.float32]]] = {}
     for part in text_parts(source.config):
         if f"{part.name}.a" not in eyes.specs:
@@ -202,9 +202,7 @@ def _updates(source: Checkpoint, eyes: SafetensorsFile) -> dict[str, Callable[[]
     return found
 
 
-def _extended(
-    table: NDArray[Any], size: int, vocab: int, eyes: SafetensorsFile | None
-) -> NDArray[np.float32]:
+def _extended(table: NDArray[Any], size: int, vocab: int, eyes: SafetensorsFile | None) -> NDArray[np.float32]:
     """The embedding with rows for the image tokens and the padding: the mean of the old ones, a little apart."""
     old = table[:size].astype(np.float32)
     mean = old.mean(axis=0, dtype=np.float64)

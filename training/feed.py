@@ -18,6 +18,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from calibration.rendered import Question, Rendered, rendered_picture
+from calibration.rendered.picture import Text
 from edgevl.config import TilingConfig
 from edgevl.image import cut_tiles, load_image
 from edgevl.tiling import tile_grid
@@ -33,6 +34,7 @@ class Seen:
     kind: str
     tiles: NDArray[np.uint8]
     questions: tuple[Question, ...]
+    texts: tuple[Text, ...]
     characters: NDArray[np.uint8]
     things: NDArray[np.uint8]
     colours: NDArray[np.uint8]
@@ -45,7 +47,7 @@ def see(rendered: Rendered, tile_size: int = 256) -> Seen:
         picture = load_image(frame)
         tiles.append(cut_tiles(picture, tile_grid(*picture.size, _ONE_TILE, tile_size), _ONE_TILE, tile_size))
     labels = (rendered.characters, rendered.things, rendered.colours)
-    return Seen(rendered.kind, np.concatenate(tiles), rendered.questions, *labels)
+    return Seen(rendered.kind, np.concatenate(tiles), rendered.questions, rendered.texts, *labels)
 
 
 class Feed:

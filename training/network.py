@@ -6,6 +6,8 @@ low-rank updates of the language model. Knows nothing of pictures, files or sche
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,67 +23,94 @@ from quantize.part_tensors import CheckpointParts, JoinedTensors
 from quantize.torch_ops import NamedLinear, TorchOps
 
 _SMALL = torch.bfloat16
-_PATCHES = 4  # of one image token
-_CELLS = _PATCHES * (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells under one image token
+_CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
+_NEGATIVES = 6144  # other words of the vocabulary that a written one is told from
+_SHARPNESS = 2.0  # of that choice
 _ADAPTED = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What lies where in n pictures."""
+
+    characters: Tensor  # (n, 32, 64) index in CHARACTERS
+    things: Tensor  # (n, 16, 16) index in THINGS
+    colours: Tensor  # (n, 16, 16) index in COLOUR_NAMES
+    token_places: Tensor  # (m,) image tokens, counted through all pictures
+    token_ids: Tensor  # (m,) a token of the vocabulary whose middle lies there
 
 
 class Eyes(nn.Module):
     """Tower, projector and image token rows under their checkpoint names, and the heads that read labels off them."""
 
-    def __init__(self, config: ModelConfig, embedding_rms: float, embedding_mean: Tensor) -> None:
+    def __init__(self, config: ModelConfig, table: Tensor) -> None:
+        """`table` (V, C): the language model's embeddings without padding."""
         super().__init__()
         assert config.vision is not None and config.projector is not None
+        mean, embedding_rms = table.mean(dim=0), float(table.square().mean().sqrt())
         self.config, self._rms = config, embedding_rms
+        self._table = nn.Buffer((table - mean).to(_SMALL), persistent=False)
         self._names = {}
         for name, shape in eye_shapes(config.text.hidden_size).items():
             if "input_conditioner" in name:
                 continue
             self._names[name] = name.replace(".", "/")
             self.register_parameter(self._names[name], nn.Parameter(_initial(name, shape, embedding_rms)))
-        rows = embedding_mean.repeat(len(IMAGE_TOKENS), 1) + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), 1)
+        rows = mean.repeat(len(IMAGE_TOKENS), 1) + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), 1)
         self.image_token_rows = nn.Parameter(rows)
-        hidden = config.text.hidden_size
-        self.character_head = nn.Linear(hidden, _CELLS * len(CHARACTERS))
-        self.thing_head = nn.Linear(hidden, _PATCHES * len(THINGS))
-        self.colour_head = nn.Linear(hidden, _PATCHES * len(COLOUR_NAMES))
+        self.character_head = nn.Linear(config.vision.hidden_size, _CELLS * len(CHARACTERS))
+        self.thing_head = nn.Linear(config.vision.hidden_size, len(THINGS))
+        self.colour_head = nn.Linear(config.vision.hidden_size, len(COLOUR_NAMES))
         self._parts = JoinedTensors(vision_parts(config), _Named(self))
 
     def tensors(self) -> dict[str, Tensor]:
         """What ships, by checkpoint name."""
         return {name: self.get_parameter(own) for name, own in self._names.items()}
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Tiles (n, S, S, 3) uint8 -> (n·P/4, C) bf16."""
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tiles (n, S, S, 3) uint8 -> image tokens (n·P/4, C) and the tower's patches (n·P, tower width), both bf16."""
         assert self.config.vision is not None and self.config.projector is not None
-        return image_embeddings(TrainingOps(self._parts), self.config.vision, self.config.projector, pixels)
+        ops = TrainingOps(self._parts)
+        rows = image_embeddings(ops, self.config.vision, self.config.projector, pixels)
+        assert ops.patches_seen is not None
+        return rows, ops.patches_seen
 
-    def dense_loss(self, rows: Tensor, characters: Tensor, things: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of reading the label maps off the image tokens, and (right, all) of characters, things, colours.
+    def dense_loss(self, rows: Tensor, patches: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
+        """Loss of reading the labels off what `forward` gave, and (right, all) of characters, tokens, things, colours.
 
-        `rows` (n·64, C); `characters` (n, 32, 64), `things` and `colours` (n, 16, 16), all integers.
+        Characters are read off the patches. Of the image tokens it is asked that they lie where the language model's
+        own embeddings of the same text lie, so that it can read them from the first step on.
         """
-        scale = rows.float().square().mean(dim=1, keepdim=True).sqrt()
-        flat = (rows.float() / (scale + 1e-6)).to(_SMALL)
-        n, grid = characters.shape[0], things.shape[1] // 2
-        high, wide = characters.shape[1] // grid, characters.shape[2] // grid
-        cells = characters.reshape(n, grid, high, grid, wide).transpose(2, 3).reshape(-1).long()
-        logits = _head(flat, self.character_head).reshape(-1, len(CHARACTERS)).float()
+        n, grid = labels.characters.shape[0], labels.things.shape[1]
+        high, wide = labels.characters.shape[1] // grid, labels.characters.shape[2] // grid
+        cells = labels.characters.reshape(n, grid, high, grid, wide).transpose(2, 3).reshape(-1).long()
+        normed = functional.layer_norm(patches, (patches.shape[1],))
+        logits = _head(normed, self.character_head).reshape(-1, len(CHARACTERS)).float()
         losses = functional.cross_entropy(logits, cells, reduction="none")
         written = cells > 0
         # most cells are empty: they count little, so that reading is what is learned
         loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
         counts = [((logits.argmax(dim=1) == cells) & written).sum(), written.sum()]
+
+        places, words = labels.token_places, labels.token_ids
+        chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)]).unique()
+        guess = (rows[places] @ self._table[chosen].t()).float() * _SHARPNESS
+        wanted = torch.searchsorted(chosen, words.contiguous())
+        if len(words):
+            loss = loss + functional.cross_entropy(guess, wanted)
+        counts += [(guess.argmax(dim=1) == wanted).sum(), words.new_tensor(len(words))]
+
         for map_, head, size in (
-            (things, self.thing_head, len(THINGS)),
-            (colours, self.colour_head, len(COLOUR_NAMES)),
+            (labels.things, self.thing_head, len(THINGS)),
+            (labels.colours, self.colour_head, len(COLOUR_NAMES)),
         ):
-            wanted = map_.reshape(n, grid, 2, grid, 2).transpose(2, 3).reshape(-1).long()
-            guess = _head(flat, head).reshape(-1, size).float()
+            wanted = map_.reshape(-1).long()
+            guess = _head(normed, head).reshape(-1, size).float()
             loss = loss + 0.5 * functional.cross_entropy(guess, wanted)
             some = wanted > 0
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
-        # image tokens as large as word embeddings, so that the language model is not startled
+        # image tokens about as large as word embeddings, so that the language model is not startled
+        scale = rows.float().square().mean(dim=1).sqrt()
         loss = loss + 0.1 * (scale / self._rms).log().square().mean()
         return loss, torch.stack(counts).detach()
 
@@ -122,6 +151,12 @@ class TrainingOps(TorchOps):
     ) -> None:
         super().__init__(weights, 1 if mask is None else mask.shape[-1])  # type: ignore[arg-type]
         self._updates, self._mask = updates or {}, mask
+        self.patches_seen: Tensor | None = None  # (n·P, width), the tower's output without its prefix
+
+    def pixel_shuffle(self, x: Tensor, grid: int, prefix: int) -> Tensor:
+        tiles = x.reshape(-1, prefix + grid * grid, x.shape[1])
+        self.patches_seen = tiles[:, prefix:].reshape(-1, x.shape[1])
+        return super().pixel_shuffle(x, grid, prefix)
 
     def patches(self, pixels: Tensor, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
         return super().patches(pixels, patch_size, mean, std).to(_SMALL)

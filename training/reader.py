@@ -26,11 +26,11 @@ from edgevl.tokenizer import Tokenizer
 from quantize.part_tensors import CheckpointParts
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
-from training.network import Eyes, Reader
+from training.labels import LabelMaker
+from training.network import Eyes, Labels, Reader
 from training.plan import Plan, learning_rate
 from training.sequences import SequenceMaker, Sequences
 from training.state import load, save
-from training.tower import label_maps
 
 _DENSE = 0.1  # weight of the label maps
 _TEXT_TOKENS = 192  # of the plain text in each step
@@ -51,6 +51,7 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
         if load(folder, "tower", [eyes]) is None:
             raise SystemExit(f"{folder} holds no trained tower; run the stage tower first")
         place = {"step": 0, "pictures": 1 << 24}
+    labels = LabelMaker(checkpoint)
     maker, journal = SequenceMaker(checkpoint, plan.length), Journal(folder, "reader")
     if place["step"] >= plan.reader_steps:
         return reader
@@ -58,12 +59,13 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
     texts = _texts(checkpoint)
     feed, random = Feed(plan.workers, place["pictures"], plan.reader_reuse), RandomState(place["step"])
     try:
-        sums, began = defaultdict(float), time.monotonic()
+        sums: dict[str, float] = defaultdict(float)
+        began = time.monotonic()
         for step in range(place["step"], plan.reader_steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate) * group["share"]
             batch = feed.batch(plan.reader_batch)
-            loss, figures = answer_loss(eyes, reader, batch, maker.batch(batch, random), device)
+            loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), labels.labels(batch, device))
             if step % 2 == 0:
                 apart = _text_distance(reader, texts, random, device)
                 loss, figures["text"] = loss + 2 * apart, 2 * float(apart.detach())
@@ -101,20 +103,20 @@ def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) ->
     return reader(step, mask)  # type: ignore[no-any-return]
 
 
-def answer_loss(
-    eyes: Eyes, reader: Reader, seen: list[Seen], batch: Sequences, device: str
-) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over answer tokens plus a little of the label maps'; and both as numbers."""
-    rows = eyes(torch.from_numpy(batch.tiles).to(device))
+def answer_loss(eyes: Eyes, reader: Reader, batch: Sequences, labels: Labels) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy over answer tokens plus a little of the labels'; and both as numbers."""
+    device = labels.things.device
+    rows, patches = eyes(torch.from_numpy(batch.tiles).to(device))
     logits = answer_logits(rows, eyes, reader, batch).float()
     targets = torch.from_numpy(batch.targets).to(device)
     loss = functional.cross_entropy(logits, targets)
     right = float((logits.argmax(dim=1) == targets).float().mean())
-    first = np.cumsum([0, *(len(s.tiles) for s in seen)])[:-1]
-    firsts = rows.reshape(len(batch.tiles), -1, rows.shape[1])[torch.from_numpy(first)].flatten(0, 1)
-    maps, counts = eyes.dense_loss(firsts, *label_maps(seen, device))
+    tiles, first = len(batch.tiles), torch.from_numpy(batch.first_tiles).to(device)
+    first_rows, first_patches = (x.reshape(tiles, -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))
+    maps, counts = eyes.dense_loss(first_rows, first_patches, labels)
     figures = {"loss": float(loss.detach()), "tokens": right, "maps": float(maps.detach())}
     figures["characters"] = float(counts[0] / counts[1].clamp(min=1))
+    figures["words"] = float(counts[2] / counts[3].clamp(min=1))
     return loss + _DENSE * maps, figures
 
 
@@ -127,7 +129,7 @@ def check(eyes: Eyes, reader: Reader, maker: SequenceMaker, pictures: list[Seen]
     right: dict[str, list[bool]] = defaultdict(list)
     for begin in range(0, len(pictures), 16):
         batch = maker.batch(pictures[begin : begin + 16], None)
-        rows = eyes(torch.from_numpy(batch.tiles).to(device))
+        rows, _ = eyes(torch.from_numpy(batch.tiles).to(device))
         same = answer_logits(rows, eyes, reader, batch).argmax(dim=1).cpu().numpy() == batch.targets
         for number, (_, question) in enumerate(batch.asked):
             right[question.task].append(bool(same[batch.answers == number].all()))
@@ -150,13 +152,14 @@ def _texts(checkpoint: Checkpoint) -> NDArray[np.int64]:
     return np.array(ids[: count * _TEXT_TOKENS], np.int64).reshape(count, _TEXT_TOKENS)
 
 
-
 def _text_distance(reader: Reader, texts: NDArray[np.int64], random: RandomState, device: str) -> Tensor:
     """KL(untouched ‖ updated) in nats a token on one stretch of plain text."""
     tokens = torch.from_numpy(texts[int(random.randint(len(texts)))]).to(device)
     places = torch.arange(len(tokens), device=device)
     step = Step(tokens, places, places * 0, None, places)
-    mask = torch.full((len(tokens), len(tokens)), float("-inf"), dtype=torch.bfloat16, device=device).triu(1)[None, None]
+    mask = torch.full((len(tokens), len(tokens)), float("-inf"), dtype=torch.bfloat16, device=device).triu(1)[
+        None, None
+    ]
     with torch.no_grad():
         before = functional.log_softmax(reader(step, mask, adapted=False).float(), dim=1)
     after = functional.log_softmax(reader(step, mask).float(), dim=1)

@@ -20,10 +20,9 @@ def run(folder: Path, plan: Plan, device: str, stage: str = "all") -> None:
     checkpoint = open_checkpoint(str(demo_checkpoint(trained=False)))
     weights = CheckpointParts(checkpoint)
     table = weights("embed")[0][: checkpoint.config.tokens.size]
-    rms = float(table.square().mean().sqrt())
-    eyes = Eyes(checkpoint.config, rms, table.mean(dim=0)).to(device)
+    eyes = Eyes(checkpoint.config, table).to(device)
     if stage in ("tower", "all"):
-        train_tower(eyes, plan, folder, device)
+        train_tower(eyes, checkpoint, plan, folder, device)
     if stage in ("reader", "all"):
         from training.export import export
         from training.reader import train_reader

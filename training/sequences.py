@@ -27,7 +27,7 @@ from training.feed import Seen
 
 @dataclass(frozen=True)
 class Sequences:
-    """A batch of B sequences of S tokens. Ids below zero are rows of the tiles' embeddings, then of the image tokens."""
+    """A batch of B sequences of S tokens. Ids below zero are rows: of the tiles first, then of the image tokens."""
 
     tokens: NDArray[np.int64]  # (B, S)
     positions: NDArray[np.int64]  # (B, S)
@@ -37,13 +37,15 @@ class Sequences:
     answers: NDArray[np.int64]  # (L,) number of the answer a target belongs to
     asked: tuple[tuple[str, Question], ...]  # kind and question of each answer
     tiles: NDArray[np.uint8]  # (n, 256, 256, 3)
+    first_tiles: NDArray[np.int64]  # (B,) where each sequence's tiles begin
 
     def visible(self) -> NDArray[np.bool_]:
         """(B, S, S): which token sees which."""
         b = self.branches
         causal = np.tri(b.shape[1], dtype=bool)
         sees = (b[:, None, :] == 0) | (b[:, None, :] == b[:, :, None])
-        return causal & sees & (b[:, None, :] >= 0) | np.eye(b.shape[1], dtype=bool)
+        seen: NDArray[np.bool_] = causal & sees & (b[:, None, :] >= 0) | np.eye(b.shape[1], dtype=bool)
+        return seen
 
 
 class SequenceMaker:
@@ -91,8 +93,18 @@ class SequenceMaker:
                 answers += [len(asked)] * len(answer)
                 asked.append((one.kind, question))
                 end += len(ids)
-        arrays = (np.array(values, np.int64) for values in (rows, targets, answers))
-        return Sequences(tokens, positions, branches, *arrays, tuple(asked), np.concatenate([s.tiles for s in seen]))
+        pixels = np.concatenate([s.tiles for s in seen])
+        return Sequences(
+            tokens,
+            positions,
+            branches,
+            np.array(rows),
+            np.array(targets),
+            np.array(answers),
+            tuple(asked),
+            pixels,
+            np.cumsum([0, *(len(s.tiles) for s in seen)])[:-1],
+        )
 
     def _beginning(self, frames: int, first_row: int, special: int) -> NDArray[np.int64]:
         """The prompt up to the last </img>, with its rows."""

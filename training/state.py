@@ -1,4 +1,4 @@
-"""A run's folder: weights, optimizer and place, saved whole and never as pickle, so that a run can be stopped anywhere."""
+"""A run's folder: weights, optimizer and place, saved whole and never as pickle, so that a run can be stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from edgevl.errors import UsageError
 from edgevl.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
 
 
-def save(folder: Path, stage: str, modules: list[nn.Module], optimizer: torch.optim.Optimizer, place: dict[str, Any]) -> None:
+def save(
+    folder: Path, stage: str, modules: list[nn.Module], optimizer: torch.optim.Optimizer, place: dict[str, Any]
+) -> None:
     """Write `<stage>.safetensors` with everything that the stage needs to go on; `place` is JSON."""
     tensors = {f"{i}/{name}": p.detach() for i, module in enumerate(modules) for name, p in module.named_parameters()}
     for number, state in optimizer.state_dict()["state"].items():
@@ -37,7 +39,9 @@ def load(
         for name, parameter in module.named_parameters():
             value = file.array(f"{i}/{name}")
             if value.shape != tuple(parameter.shape):
-                raise UsageError(f"{path} holds {name} of shape {value.shape}, this recipe has {tuple(parameter.shape)}")
+                raise UsageError(
+                    f"{path} holds {name} of shape {value.shape}, this recipe has {tuple(parameter.shape)}"
+                )
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(np.array(value)))
     if optimizer is not None:

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevl.checkpoint import Checkpoint
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
+from training.labels import LabelMaker
 from training.network import Eyes
 from training.plan import Plan, learning_rate
 from training.state import load, save
 
 
-def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
+def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, device: str) -> None:
     """Train until `plan.tower_steps`, going on from the folder's state; writes `tower.safetensors` there."""
     decayed = [p for p in eyes.parameters() if p.dim() > 1]
     plain = [p for p in eyes.parameters() if p.dim() == 1]
@@ -30,15 +32,16 @@ def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
     place = load(folder, "tower", [eyes], optimizer) or {"step": 0, "pictures": 0}
     if place["step"] >= plan.tower_steps:
         return
+    maker = LabelMaker(checkpoint)
     journal, checks = Journal(folder, "tower"), list(held_out(plan.checked))
     feed = Feed(plan.workers, place["pictures"], plan.tower_reuse)
     try:
-        counts, losses, began = torch.zeros(6), 0.0, time.monotonic()
+        counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
         for step in range(place["step"], plan.tower_steps):
             rate = learning_rate(step, plan.tower_steps, plan.tower_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, found = dense(eyes, feed.batch(plan.tower_batch), device)
+            loss, found = dense(eyes, maker, feed.batch(plan.tower_batch), device)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
@@ -48,37 +51,32 @@ def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
                 since = (step % plan.report) + 1
                 speed = since * plan.tower_batch / (time.monotonic() - began)
                 figures = {f"train_{k}": v for k, v in shares(counts).items()}
-                figures |= {f"validation_{k}": v for k, v in shares(check(eyes, checks, device)).items()}
+                figures |= {f"validation_{k}": v for k, v in shares(check(eyes, maker, checks, device)).items()}
                 journal.write(step=step + 1, loss=losses / since, rate=rate, pictures_a_second=speed, **figures)
                 save(folder, "tower", [eyes], optimizer, {"step": step + 1, "pictures": feed.drawn})
-                counts, losses, began = torch.zeros(6), 0.0, time.monotonic()
+                counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
     finally:
         feed.close()
 
 
-def dense(eyes: Eyes, batch: list[Seen], device: str) -> tuple[Tensor, Tensor]:
+def dense(eyes: Eyes, maker: LabelMaker, batch: list[Seen], device: str) -> tuple[Tensor, Tensor]:
     """Loss and counts of one batch; of several frames, the first."""
     pixels = torch.from_numpy(np.stack([seen.tiles[0] for seen in batch])).to(device)
-    return eyes.dense_loss(eyes(pixels), *label_maps(batch, device))
-
-
-def label_maps(batch: list[Seen], device: str) -> list[Tensor]:
-    """Characters, things and colours of each picture's first frame."""
-    names = ("characters", "things", "colours")
-    return [torch.from_numpy(np.stack([getattr(seen, name) for seen in batch])).to(device) for name in names]
+    rows, patches = eyes(pixels)
+    return eyes.dense_loss(rows, patches, maker.labels(batch, device))
 
 
 @torch.no_grad()
-def check(eyes: Eyes, pictures: Iterable[Seen], device: str) -> Tensor:
-    """(right, all) of characters, things, colours over held-out pictures."""
+def check(eyes: Eyes, maker: LabelMaker, pictures: Iterable[Seen], device: str) -> Tensor:
+    """(right, all) of characters, tokens, things, colours over held-out pictures."""
     pictures = list(pictures)
-    counts = torch.zeros(6)
+    counts = torch.zeros(8)
     for begin in range(0, len(pictures), 32):
-        counts += dense(eyes, pictures[begin : begin + 32], device)[1].cpu()
+        counts += dense(eyes, maker, pictures[begin : begin + 32], device)[1].cpu()
     return counts
 
 
 def shares(counts: Tensor) -> dict[str, float]:
     """Counts as shares that are right."""
     right, whole = counts[0::2], counts[1::2].clamp(min=1)
-    return dict(zip(("characters", "things", "colours"), (right / whole).tolist(), strict=True))
+    return dict(zip(("characters", "tokens", "things", "colours"), (right / whole).tolist(), strict=True))

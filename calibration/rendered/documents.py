@@ -12,7 +12,7 @@ from calibration.rendered.picture import Question
 from calibration.rendered.words import code, letters, money, pick, pick_some
 
 Drawn = tuple[Canvas, str, list[Question]]  # the picture, its caption, what can be asked
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
 def some(random: RandomState, *options: str) -> str:
@@ -24,19 +24,21 @@ def paper(random: RandomState, split: str) -> tuple[Canvas, RGB]:
     """A light or, now and then, dark page and its ink."""
     size = (int(random.randint(240, 273)), int(random.randint(240, 273)))
     if random.random_sample() < 0.85:
-        back = tuple(int(v) for v in random.randint(215, 256) + random.randint(-8, 9, size=3).clip(-255, 0))
-        ink = tuple(int(v) for v in random.randint(0, 80, size=3))
-        return Canvas(random, split, size, back, "white"), ink  # type: ignore[arg-type]
-    back = tuple(int(v) for v in random.randint(10, 60, size=3))
-    ink = tuple(int(v) for v in random.randint(210, 256, size=3))
-    return Canvas(random, split, size, back, "black"), ink  # type: ignore[arg-type]
+        light = int(random.randint(215, 256))
+        return Canvas(random, split, size, _rgb(random, light - 8, light + 1), "white"), _rgb(random, 0, 80)
+    return Canvas(random, split, size, _rgb(random, 10, 60), "black"), _rgb(random, 210, 256)
+
+
+def _rgb(random: RandomState, low: int, high: int) -> RGB:
+    r, g, b = (int(v) for v in random.randint(low, high, size=3))
+    return r, g, b
 
 
 def lines(random: RandomState, split: str) -> Drawn:
     """A few printed lines."""
     canvas, ink = paper(random, split)
     align, casing = layout(random, split, 3, 4)
-    size = 16 + 20 * float(random.random_sample()) ** 1.7
+    size = 16 + 8 * float(random.random_sample()) ** 1.5
     pitch = size * random.uniform(1.2, 1.7)
     most = min(7, int((canvas.height - 16) // pitch))
     count = 1 + int(random.randint(most))
@@ -87,7 +89,7 @@ def sign(random: RandomState, split: str) -> Drawn:
     rows = [_sign_row(random, split) for _ in range(count)]
     left, right = random.uniform(6, 24), canvas.width - random.uniform(6, 24)
     widest = max(canvas.measure(row, 40) for row in rows) / 40
-    tall = min((right - left - 24) / widest, random.uniform(26, 52), 150 / count)
+    tall = min((right - left - 24) / widest, random.uniform(20, 32), 150 / count)
     tall = max(tall, 16)
     high = count * tall * 1.35 + random.uniform(10, 40)
     top = random.uniform(6, max(7.0, canvas.height - high - 6))
@@ -253,7 +255,10 @@ def table(random: RandomState, split: str) -> Drawn:
     values = [[int(random.randint(1, 1000)) for _ in measures] for _ in rows]
     head = {"cities": "City", "first": "Name", "goods": "Item"}[kind]
     size = random.uniform(16, 18)
-    margin, pitch = float(random.uniform(6, 14)), min(canvas.height / (len(rows) + 2.0), size * random.uniform(1.5, 2.1))
+    margin, pitch = (
+        float(random.uniform(6, 14)),
+        min(canvas.height / (len(rows) + 2.0), size * random.uniform(1.5, 2.1)),
+    )
     size = min(size, pitch / 1.15)
     first = max(canvas.measure(t, size) for t in (head, *rows)) + 14
     wide = (canvas.width - 2 * margin - first) / len(measures)

@@ -9,8 +9,9 @@ import math
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import RandomState
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from calibration.rendered.fonts import font, font_files
-from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, COLOURS, PATCH, THINGS, TILE
+from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, COLOURS, PATCH, THINGS, TILE, Text
 
 SPLITS = ("train", "validation", "test")
 RGB = tuple[int, int, int]
@@ -58,7 +59,7 @@ class Canvas:
         self._things = Image.new("L", size, 0)
         self._colours = Image.new("L", size, COLOUR_NAMES.index(colour))
         self._on = (ImageDraw.Draw(self.image), ImageDraw.Draw(self._things), ImageDraw.Draw(self._colours))
-        self._glyphs: list[tuple[str, float, float]] = []
+        self._texts: list[tuple[str, list[Point]]] = []
         files = font_files(split)
         self.face: Path = files[int(random.randint(len(files)))]
 
@@ -75,16 +76,12 @@ class Canvas:
         face = self.font(size)
         x -= {"l": 0.0, "m": 0.5, "r": 1.0}[align] * face.getlength(text)
         self._on[0].text((x, y), text, ink, face, anchor="lm")
-        before = 0.0
-        for i, character in enumerate(text):
-            after = face.getlength(text[: i + 1])
-            if character != " ":
-                self._glyphs.append((character, x + (before + after) / 2, y))
-            before = after
+        ends = [face.getlength(text[:i]) for i in range(len(text) + 1)]
+        self._texts.append((text, [(x + (a + b) / 2, y) for a, b in pairwise(ends)]))
 
-    def glyphs(self, text: str, centres: Sequence[Point]) -> None:
+    def written(self, text: str, middles: Sequence[Point]) -> None:
         """Tell of characters that were drawn by hand."""
-        self._glyphs += [(c, x, y) for c, (x, y) in zip(text, centres, strict=True)]
+        self._texts.append((text, list(middles)))
 
     def polygon(self, thing: str, colour: str, points: Sequence[Point], fill: RGB) -> None:
         """A filled polygon."""
@@ -124,7 +121,7 @@ class Canvas:
         return fill, THINGS.index(thing), COLOUR_NAMES.index(colour)
 
     def turn(self, degrees: float, scale: Point, slant: float, shift: Point) -> None:
-        """Turn, scale and slant about the middle and shift, labels and all; what comes in from outside is background."""
+        """Turn, scale and slant about the middle and shift, labels and all; what comes in is background."""
         turn, (mx, my) = math.radians(degrees), (self.width / 2, self.height / 2)
         rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
         forward = rotation @ np.array([[scale[0], slant], [0.0, scale[1]]])
@@ -138,19 +135,30 @@ class Canvas:
         colour = self._colours.getpixel((0, 0))
         self._colours = self._colours.transform(size, affine, data, fillcolor=colour)
         (a, b), (c, d) = forward.tolist()
-        self._glyphs = [
-            (glyph, mx + shift[0] + a * (x - mx) + b * (y - my), my + shift[1] + c * (x - mx) + d * (y - my))
-            for glyph, x, y in self._glyphs
-        ]
+
+        def moved(x: float, y: float) -> Point:
+            return mx + shift[0] + a * (x - mx) + b * (y - my), my + shift[1] + c * (x - mx) + d * (y - my)
+
+        self._texts = [(text, [moved(*middle) for middle in middles]) for text, middles in self._texts]
+
+    def texts(self) -> tuple[Text, ...]:
+        """Everything that is written, as far as it lies inside."""
+        whole = []
+        for text, middles in self._texts:
+            places = tuple((x / self.width, y / self.height) for x, y in middles)
+            if all(0 <= x < 1 and 0 <= y < 1 for x, y in places):
+                whole.append((text, places))
+        return tuple(whole)
 
     def maps(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
         """Characters (32, 64), things (16, 16) and colours (16, 16) of the picture as one tile."""
         rows, columns = TILE // CELL[0], TILE // CELL[1]
         characters = np.zeros((rows, columns), np.uint8)
-        for character, x, y in self._glyphs:
-            i, j = int(y / self.height * rows), int(x / self.width * columns)
-            if 0 <= i < rows and 0 <= j < columns:
-                characters[i, j] = _INDEX[character]
+        for text, middles in self._texts:
+            for character, (x, y) in zip(text, middles, strict=True):
+                i, j = int(y / self.height * rows), int(x / self.width * columns)
+                if character != " " and 0 <= i < rows and 0 <= j < columns:
+                    characters[i, j] = _INDEX[character]
         middles = (np.arange(TILE // PATCH) + 0.5) / (TILE // PATCH)
         ys, xs = (middles * self.height).astype(int), (middles * self.width).astype(int)
         things, colours = (np.asarray(m)[np.ix_(ys, xs)] for m in (self._things, self._colours))
@@ -165,11 +173,11 @@ def spoil(random: RandomState, image: Image.Image) -> Image.Image:
         across, down = random.uniform(-0.25, 0.25, size=2)
         light = 1 + across * np.linspace(-0.5, 0.5, width)[None, :] + down * np.linspace(-0.5, 0.5, height)[:, None]
         x = x * (light * random.uniform(0.8, 1.05)).astype(np.float32)[:, :, None]
-    if random.random_sample() < 0.4:
+    if random.random_sample() < 0.35:
         small = (image.height // 2, image.width // 2)
-        noise = random.standard_normal(x.shape[:2] if random.random_sample() < 0.7 else small)
+        noise: NDArray[Any] = random.standard_normal(x.shape[:2] if random.random_sample() < 0.7 else small)
         if noise.shape != x.shape[:2]:
             noise = np.kron(noise, np.ones((2, 2)))
             noise = np.pad(noise, ((0, x.shape[0] - noise.shape[0]), (0, x.shape[1] - noise.shape[1])), mode="edge")
-        x = x + (noise * random.uniform(2, 12)).astype(np.float32)[:, :, None]
+        x = x + (noise * random.uniform(2, 8)).astype(np.float32)[:, :, None]
     return Image.fromarray(np.clip(x, 0, 255).astype(np.uint8))

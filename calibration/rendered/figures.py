@@ -12,7 +12,7 @@ from calibration.rendered.picture import Question
 from calibration.rendered.words import pick, pick_some
 
 _FILLS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "gray")
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
 def _labels(canvas: Canvas, count: int, size: float, room: float) -> list[str]:
@@ -157,6 +157,8 @@ def pie(random: RandomState, split: str) -> Drawn:
 def _lookups(random: RandomState, labels: list[str], values: list[int], thing: str) -> list[Question]:
     i, j = (int(v) for v in random.permutation(len(labels))[:2])
     return [
-        Question("charts", some(random, f"What is the value of {labels[i]}?", f"How high is {labels[i]}?"), str(values[i])),
+        Question(
+            "charts", some(random, f"What is the value of {labels[i]}?", f"How high is {labels[i]}?"), str(values[i])
+        ),
         Question("other", f"Which {thing} has the value {values[j]}?", labels[j]),
     ]

@@ -1,7 +1,7 @@
 """Fonts from Python packages, and which split may use which: a face seen in training is never tested.
 
 All are free: Roboto and Caladea under Apache-2.0, DejaVu (inside matplotlib) under its own permissive licence, the rest
-under the SIL Open Font License 1.1. They come with the extra "pictures".
+under the SIL Open Font License 1.1. Those of the tests come with the extra "demo", the others with "train".
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _FACES: dict[str, dict[str, tuple[str, ...]]] = {
 @lru_cache(maxsize=4)
 def font_files(split: str) -> tuple[Path, ...]:
     """The font files of a split, in a fixed order. Raises `MissingExtraError` when a package is not installed."""
-    return tuple(_find(package, face) for package, faces in _FACES[split].items() for face in faces)
+    extra = "'edgevl[demo]'" if split == "test" else "'edgevl[train]'"
+    return tuple(_find(package, face, extra) for package, faces in _FACES[split].items() for face in faces)
 
 
 @lru_cache(maxsize=512)
@@ -57,13 +58,13 @@ def font(path: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def _find(package: str, face: str) -> Path:
+def _find(package: str, face: str, extra: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("the rendered pictures", package.replace("_", "-"), "'edgevl[pictures]'")
+        raise MissingExtraError("the rendered pictures", package.replace("_", "-"), extra)
     root = Path(spec.submodule_search_locations[0])
     folder = root / "mpl-data" / "fonts" / "ttf" if package == "matplotlib" else root / "files"
     for suffix in (".ttf", ".otf"):
         if (found := folder / (face + suffix)).is_file():
             return found
-    raise MissingExtraError("the rendered pictures", f"the face {face}", "'edgevl[pictures]'")
+    raise MissingExtraError("the rendered pictures", f"the face {face}", extra)

@@ -98,7 +98,11 @@ def gauge(random: RandomState, split: str) -> Drawn:
     side = (direction[1], -direction[0])
     tip, back = _at(middle, direction, radius * random.uniform(0.8, 0.9)), _at(middle, direction, -radius * 0.12)
     wide = random.uniform(2.5, 4.5)
-    points = [tip, (back[0] + wide * side[0], back[1] + wide * side[1]), (back[0] - wide * side[0], back[1] - wide * side[1])]
+    points = [
+        tip,
+        (back[0] + wide * side[0], back[1] + wide * side[1]),
+        (back[0] - wide * side[0], back[1] - wide * side[1]),
+    ]
     canvas.polygon("needle", colour, points, shade(random, colour, 10))
     canvas.disc("needle", colour, middle, random.uniform(5, 9), shade(random, "gray"))
     asked = [
@@ -145,20 +149,20 @@ def _seven(canvas: Canvas, right: float, middle: float, high: float, value: str,
             centres.append((x - stroke / 2, middle + high / 2 - stroke / 2))
             x -= stroke * 1.4
             continue
-        l, r, t, b = x - wide, x, middle - high / 2, middle + high / 2
+        left, t, b = x - wide, middle - high / 2, middle + high / 2
         ends = {
-            **{"a": ((l, t), (r, t)), "g": ((l, middle), (r, middle)), "d": ((l, b), (r, b))},
-            **{"f": ((l, t), (l, middle)), "b": ((r, t), (r, middle))},
-            **{"e": ((l, middle), (l, b)), "c": ((r, middle), (r, b))},
+            **{"a": ((left, t), (x, t)), "g": ((left, middle), (x, middle)), "d": ((left, b), (x, b))},
+            **{"f": ((left, t), (left, middle)), "b": ((x, t), (x, middle))},
+            **{"e": ((left, middle), (left, b)), "c": ((x, middle), (x, b))},
         }
         for segment in _SEGMENTS[character]:
             (x0, y0), (x1, y1) = ends[segment]
             gap = stroke * 0.35
             dx, dy = (gap, 0.0) if y0 == y1 else (0.0, gap)
             canvas.line("display", "none", [(x0 + dx, y0 + dy), (x1 - dx, y1 - dy)], stroke, glow)
-        centres.append(((l + r) / 2, middle))
+        centres.append(((left + x) / 2, middle))
         x -= wide * 1.35
-    canvas.glyphs(value, list(reversed(centres)))
+    canvas.written(value, list(reversed(centres)))
 
 
 def _direction(share: float) -> tuple[float, float]:
@@ -169,5 +173,3 @@ def _direction(share: float) -> tuple[float, float]:
 
 def _at(middle: tuple[float, float], direction: tuple[float, float], distance: float) -> tuple[float, float]:
     return middle[0] + direction[0] * distance, middle[1] + direction[1] * distance
-
-

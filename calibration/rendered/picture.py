@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# What a 4 x 8 pixel cell of a tile can hold; index 0 is nothing. Everything that the renderer writes is in here.
-CHARACTERS = (
-    "\0 !\"#$%&'()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz|°€£é".replace(" ", "")
+# What a 4 x 8 pixel cell of a tile can hold; index 0 is nothing. Everything that the renderer writes is here.
+CHARACTERS = "\0 !\"#$%&'()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz|°€£é".replace(
+    " ", ""
 )
 # What a patch can belong to; index 0 is background.
 THINGS = (
@@ -46,17 +46,23 @@ class Question:
     answer: str
 
 
+# A line of text as it was written, and the middle of each of its characters as shares (x, y) of the picture's sides.
+Text = tuple[str, tuple[tuple[float, float], ...]]
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A picture, or a few frames of a scene, with everything known about it.
 
-    The maps are of the first frame as a tile of 256 x 256 pixels: `characters` (32, 64) uint8, the index in CHARACTERS
-    of the character whose middle lies in the cell; `things` and `colours` (16, 16) uint8, of the patch's middle.
+    Texts and maps are of the first frame; the maps of it as a tile of 256 x 256 pixels: `characters` (32, 64) uint8,
+    the index in CHARACTERS of the character whose middle lies in the cell; `things` and `colours` (16, 16) uint8, of
+    the patch's middle.
     """
 
     kind: str
     frames: tuple[Image.Image, ...]
     questions: tuple[Question, ...]
+    texts: tuple[Text, ...]
     characters: NDArray[np.uint8]
     things: NDArray[np.uint8]
     colours: NDArray[np.uint8]

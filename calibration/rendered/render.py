@@ -38,7 +38,7 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     The same arguments give the same picture with the same versions of Pillow and of the fonts. Raises `UsageError` for
     an unknown split or kind, `MissingExtraError` without the fonts.
     """
-    if split not in SPLITS or kind is not None and kind not in KINDS:
+    if split not in SPLITS or (kind is not None and kind not in KINDS):
         raise UsageError(f"{split!r} or {kind!r} is unknown; splits are {', '.join(SPLITS)}, kinds {', '.join(KINDS)}")
     random = RandomState(np.array([seed, SPLITS.index(split)], np.uint32))
     kind = kind or str(random.choice(KINDS, p=np.array(_SHARES) / sum(_SHARES)))
@@ -48,19 +48,19 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
         canvas, caption, asked = _DRAWERS[kind](random, split)
         canvases = [canvas]
     if random.random_sample() < 0.6:
-        degrees = float(random.uniform(-4, 4)) if kind != "scene" else float(random.uniform(-2, 2))
+        degrees = float(random.uniform(-3, 3))
         shift = (float(random.uniform(-4, 4)), float(random.uniform(-4, 4)))
-        scale = (float(random.uniform(0.88, 1.0)), float(random.uniform(0.92, 1.0)))
-        slant = float(random.uniform(-0.12, 0.12)) if kind not in ("scene", "frames", "gauge") else 0.0
+        scale = (float(random.uniform(0.92, 1.0)), float(random.uniform(0.92, 1.0)))
+        slant = float(random.uniform(-0.06, 0.06))
         for canvas in canvases:
             canvas.turn(degrees, scale, slant, shift)
     characters, things, colours = canvases[0].maps()
     quality = int(random.randint(40, 96)) if random.random_sample() < 0.4 else 0
-    blur = float(random.uniform(0.2, 0.9)) if random.random_sample() < 0.25 else 0.0
+    blur = float(random.uniform(0.2, 0.7)) if random.random_sample() < 0.25 else 0.0
     pictures = tuple(_camera(random, canvas, blur, quality) for canvas in canvases)
     asks = _ASKS_CAPTION[int(random.randint(len(_ASKS_CAPTION)))]
     described = Question("other", asks, caption)
-    return Rendered(kind, pictures, (*asked, described), characters, things, colours)
+    return Rendered(kind, pictures, (*asked, described), canvases[0].texts(), characters, things, colours)
 
 
 def _camera(random: RandomState, canvas: Canvas, blur: float, quality: int) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from numpy.random import RandomState
 
@@ -128,7 +129,7 @@ def _clear(things: list[Thing]) -> bool:
     """Whether people would agree how the shapes stand to each other."""
     if len(things) != 2:
         across = sorted(t.x for t in things)
-        return all(b - a > 20 for a, b in zip(across, across[1:], strict=False))
+        return all(right - left > 20 for left, right in pairwise(across))
     dx, dy = abs(things[0].x - things[1].x), abs(things[0].y - things[1].y)
     return max(dx, dy) > 1.5 * min(dx, dy)
 
@@ -149,8 +150,8 @@ def _caption(things: list[Thing], back: str) -> str:
         first, second, word = _relation(things)
         text = f"{a(first.name)} {word} {a(second.name)}"
     else:
-        first, second, third = (a(t.name) for t in sorted(things, key=lambda t: t.x))
-        text = f"from left to right: {first}, {second} and {third}"
+        one, two, three = (a(t.name) for t in sorted(things, key=lambda t: t.x))
+        text = f"from left to right: {one}, {two} and {three}"
     return text[0].upper() + text[1:] + "."
 
 

@@ -1,6 +1,7 @@
 """What the rendered pictures say: words, names and goods, each belonging to one split by its checksum.
 
-`words.txt` holds common English words and a few stems, taken from the vocabulary of SmolLM2's tokenizer (Apache-2.0).
+`words.txt` holds the lists; the common English words and stems of the last one come from the vocabulary of SmolLM2's
+tokenizer (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -11,41 +12,7 @@ from pathlib import Path
 
 from numpy.random import RandomState
 
-_FIRST = (
-    *"Anna Ben Clara David Elena Frank Grace Henry Iris Jack Karen Leo Maria Noah Olga Paul Rosa Sam Tina Victor".split(),
-    *"Wendy Yusuf Zoe Amir Bella Carl Dora Emil Fiona Greta Hugo Ines Jonas Kim Lena Mark Nina Oscar Petra Quinn".split(),
-    *"Ruth Simon Tom Ursula Vera Walter Alice Bruno Cora Dan Eva Felix Gina Hans Ida John Kate Luis Mona Nick".split(),
-)
-_LAST = (
-    *"Adams Baker Clark Dixon Evans Foster Green Hill Irwin Jones King Lane Moore Nolan Owens Price Quill Reed".split(),
-    *"Scott Turner Unger Voss Ward Young Zeller Abbott Brown Cole Drake Ellis Ford Grant Hayes Ivers Jensen Klein".split(),
-    *"Lopez Miller Nash Ortiz Parker Rossi Silva Taylor Vance Weber Bauer Costa Diaz Fischer Gupta Haas Kumar".split(),
-)
-_CITIES = (
-    *"London Paris Berlin Rome Madrid Vienna Oslo Dublin Lisbon Athens Prague Warsaw Boston Denver Austin Miami".split(),
-    *"Tokyo Delhi Cairo Lima Quito Sydney Perth Toronto Chicago Dallas Seattle Geneva Zurich Milan Turin Naples".split(),
-    *"Porto Seville Lyon Nice Bonn Essen Bremen Bergen Malmo Turku Riga Vilnius Krakow Brno Graz Linz Basel Bern".split(),
-)
-_GOODS = (
-    *"Bread Butter Milk Cheese Eggs Apples Bananas Rice Pasta Coffee Tea Sugar Salt Pepper Honey Jam Flour Oil".split(),
-    *"Soap Shampoo Towel Candle Battery Lamp Cable Paper Pencil Notebook Stapler Folder Scissors Tape Glue Ruler".split(),
-    *"Shirt Socks Gloves Scarf Hat Belt Shoes Boots Jacket Umbrella Wallet Watch Mug Plate Bowl Fork Spoon Knife".split(),
-    *"Hammer Nails Screws Drill Paint Brush Ladder Bucket Hose Seeds Soil Pot Rope Chain Lock Key Hinge Bolt".split(),
-    *"Sandwich Salad Soup Pizza Burger Fries Cake Cookie Muffin Juice Water Soda Beer Wine Yogurt Cereal Grapes".split(),
-)
-_SHOPS = "Bakery Market Store Cafe Books Pharmacy Hardware Garden Foods Deli Shop Bistro Grill Motors Tools Toys".split()
-_MEASURES = (
-    *"Sales Visitors Orders Returns Staff Rain Energy Output Profit Costs Users Trips Points Goals Stock Units".split(),
-    *"Exports Members Tickets Calls Clicks Births Weight Height Speed Power Budget Income Loans Trees Cars Bikes".split(),
-)
-_LISTS = {
-    "first": _FIRST,
-    "last": _LAST,
-    "cities": _CITIES,
-    "goods": _GOODS,
-    "shops": tuple(_SHOPS),
-    "measures": _MEASURES,
-}
+_LISTS = Path(__file__).with_name("words.txt")
 
 
 def belongs(word: str, split: str) -> bool:
@@ -57,11 +24,11 @@ def belongs(word: str, split: str) -> bool:
 @lru_cache(maxsize=64)
 def words(name: str, split: str) -> tuple[str, ...]:
     """The split's part of a list; `name` is "words" or one of first, last, cities, goods, shops, measures."""
-    if name == "words":
-        whole = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
-    else:
-        whole = _LISTS[name]
-    return tuple(word for word in whole if belongs(word, split))
+    for block in _LISTS.read_text(encoding="utf-8").split("%% ")[1:]:
+        title, _, content = block.partition("\n")
+        if title == name:
+            return tuple(word for word in content.split() if belongs(word, split))
+    raise ValueError(f"there is no list {name}")
 
 
 def pick(random: RandomState, name: str, split: str) -> str:

@@ -21,7 +21,9 @@ _LONGEST = 192  # tokens of an answer about a picture
 @click.argument("model")
 @click.argument("checkpoint")
 @click.option("--text", type=click.Path(path_type=Path), help="A UTF-8 text; default: a held-out text of edgevl's own.")
-@click.option("--images", type=click.IntRange(min=0), default=0, metavar="COUNT", help="Rendered pictures to ask about.")
+@click.option(
+    "--images", type=click.IntRange(min=0), default=0, metavar="COUNT", help="Rendered pictures to ask about."
+)
 @click.option("--answers", type=click.Path(path_type=Path), help="With --images: JSON lines of all answers.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -66,9 +68,7 @@ def command(
         table("pictures (95 % interval)", ["task", "questions", model, checkpoint], rows)
 
 
-def _ask_both(
-    models: tuple[str, str], count: int, answers: Path | None, move: Progress
-) -> list[tuple[Score, Score]]:
+def _ask_both(models: tuple[str, str], count: int, answers: Path | None, move: Progress) -> list[tuple[Score, Score]]:
     """Scores of both models, task by task; f16 bundles of what is not quantized, greedy."""
     from calibration.rendered import measured_pictures, score
     from deploy.build import BuildSettings, build
@@ -82,10 +82,12 @@ def _ask_both(
         with tempfile.TemporaryDirectory(prefix="edgevl-measure-") as folder:
             build(model, Path(folder) / "bundle", BuildSettings(context=2048), move)
             engine = Engine.open(Path(folder) / "bundle")
-            given = _ask(engine, pictures, lambda done, w=which: move(f"{w} pictures", done, len(pictures)))  # type: ignore[misc]
+            given = _ask(engine, pictures, lambda done, w=which: move(f"{w} pictures", done, len(pictures)))
             del engine
         found.append(score((q.task, q.answer, text) for q, text in given))
-        lines += [{"model": model, "task": q.task, "question": q.question, "right": q.answer, "given": t} for q, t in given]
+        lines += [
+            {"model": model, "task": q.task, "question": q.question, "right": q.answer, "given": t} for q, t in given
+        ]
     if answers is not None:
         answers.write_bytes(b"".join(encode(line) for line in lines))
     return list(zip(*found, strict=True))
