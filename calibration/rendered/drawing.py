@@ -159,8 +159,8 @@ class Canvas:
                 i, j = int(y / self.height * rows), int(x / self.width * columns)
                 if character != " " and 0 <= i < rows and 0 <= j < columns:
                     characters[i, j] = _INDEX[character]
-        middles = (np.arange(TILE // PATCH) + 0.5) / (TILE // PATCH)
-        ys, xs = (middles * self.height).astype(int), (middles * self.width).astype(int)
+        at = (np.arange(TILE // PATCH) + 0.5) / (TILE // PATCH)
+        ys, xs = (at * self.height).astype(int), (at * self.width).astype(int)
         things, colours = (np.asarray(m)[np.ix_(ys, xs)] for m in (self._things, self._colours))
         return characters, things, colours
 

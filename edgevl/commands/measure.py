@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calibration.rendered import Question, Rendered, Score
 
 _LONGEST = 192  # tokens of an answer about a picture
+_CONTEXT = 2048  # tokens; no question about a picture needs more
 
 
 @click.command(name="measure", short_help="Compare a quantized checkpoint with its original.")
@@ -55,7 +56,8 @@ def command(
         raise UsageError(f"{model} is a language model without eyes; --images needs one that sees")
     with progress() as move:
         result = compare(original, quantized, words, device, move)
-        scores = _ask_both((model, checkpoint), images, answers, move) if images else []
+        context = min(_CONTEXT, original.config.text.max_positions)
+        scores = _ask_both((model, checkpoint), images, context, answers, move) if images else []
     if as_json:
         print_json(result.to_json() | {"images": {a.task: _task_json(a, b) for a, b in scores}})
         return
@@ -68,7 +70,9 @@ def command(
         table("pictures (95 % interval)", ["task", "questions", model, checkpoint], rows)
 
 
-def _ask_both(models: tuple[str, str], count: int, answers: Path | None, move: Progress) -> list[tuple[Score, Score]]:
+def _ask_both(
+    models: tuple[str, str], count: int, context: int, answers: Path | None, move: Progress
+) -> list[tuple[Score, Score]]:
     """Scores of both models, task by task; f16 bundles of what is not quantized, greedy."""
     from calibration.rendered import measured_pictures, score
     from deploy.build import BuildSettings, build
@@ -80,7 +84,7 @@ def _ask_both(models: tuple[str, str], count: int, answers: Path | None, move: P
     found, lines = [], []
     for which, model in zip(("original", "quantized"), models, strict=True):
         with tempfile.TemporaryDirectory(prefix="edgevl-measure-") as folder:
-            build(model, Path(folder) / "bundle", BuildSettings(context=2048), move)
+            build(model, Path(folder) / "bundle", BuildSettings(context=context), move)
             engine = Engine.open(Path(folder) / "bundle")
             given = _ask(engine, pictures, lambda done, w=which: move(f"{w} pictures", done, len(pictures)))
             del engine
