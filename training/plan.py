@@ -21,13 +21,13 @@ class Plan:
     length: int = 224  # tokens of a training sequence
     rank: int = 16  # of the language model's updates
     workers: int = 1  # processes that render
-    report: int = 50  # steps between reports, each of which saves
+    report: int = 100  # steps between reports, each of which saves
     checked: int = 128  # held-out pictures looked at in a report
 
 
 PLANS = {
     # two cores with bf16, about two hours
-    "cpu": Plan(2200, 32, 1e-3, 2, 1500, 14, 8e-4, 2),
+    "cpu": Plan(1800, 32, 1e-3, 2, 1500, 14, 8e-4, 2),
     # one data-centre GPU and 16 cores, about half an hour
     "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, rank=32, workers=14),
     # the test suite's: seconds

@@ -60,7 +60,7 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
     feed, random = Feed(plan.workers, place["pictures"], plan.reader_reuse), RandomState(place["step"])
     try:
         sums: dict[str, float] = defaultdict(float)
-        began = time.monotonic()
+        began, first = time.monotonic(), place["step"]
         for step in range(place["step"], plan.reader_steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate) * group["share"]
@@ -76,13 +76,13 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
             for name, value in figures.items():
                 sums[name] += value
             if (step + 1) % plan.report == 0 or step + 1 == plan.reader_steps:
-                since = (step % plan.report) + 1
+                since = step + 1 - first
                 speed = since * plan.reader_batch / (time.monotonic() - began)
                 means = {k: v / since for k, v in sums.items()}
                 exact = check(eyes, reader, maker, checks, device)
                 journal.write(step=step + 1, pictures_a_second=speed, **means, **exact)
                 save(folder, "reader", modules, optimizer, {"step": step + 1, "pictures": feed.drawn})
-                sums, began = defaultdict(float), time.monotonic()
+                sums, began, first = defaultdict(float), time.monotonic(), step + 1
     finally:
         feed.close()
     return reader

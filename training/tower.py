@@ -37,6 +37,7 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
     feed = Feed(plan.workers, place["pictures"], plan.tower_reuse)
     try:
         counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
+        first = place["step"]
         for step in range(place["step"], plan.tower_steps):
             rate = learning_rate(step, plan.tower_steps, plan.tower_rate)
             for group in optimizer.param_groups:
@@ -48,13 +49,14 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
             optimizer.step()
             counts, losses = counts + found.cpu(), losses + float(loss.detach())
             if (step + 1) % plan.report == 0 or step + 1 == plan.tower_steps:
-                since = (step % plan.report) + 1
+                since = step + 1 - first
                 speed = since * plan.tower_batch / (time.monotonic() - began)
                 figures = {f"train_{k}": v for k, v in shares(counts).items()}
                 figures |= {f"validation_{k}": v for k, v in shares(check(eyes, maker, checks, device)).items()}
                 journal.write(step=step + 1, loss=losses / since, rate=rate, pictures_a_second=speed, **figures)
                 save(folder, "tower", [eyes], optimizer, {"step": step + 1, "pictures": feed.drawn})
                 counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
+                first = step + 1
     finally:
         feed.close()
 
