@@ -45,7 +45,7 @@ _EMBED = "model.embed_tokens.weight"
 def demo_checkpoint(trained: bool = True) -> Path:
     """The folder of the assembled demo in the cache directory, built on first use (some seconds, 270 MB).
 
-    Without `trained`, the untouched language model with random eyes: what training begins with.
+    Without `trained`, the untouched language model with random eyes.
     """
     trained = trained and eyes_are_trained()
     folder = cache_directory() / f"demo-{_recipe_digest(trained)[:16]}"

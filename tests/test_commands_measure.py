@@ -59,5 +59,7 @@ def test_wrong_input(capfd: pytest.CaptureFixture[str], root: Path) -> None:
     assert code == 2 and "without eyes" in err
     code, _, err = run(capfd, root / "a", root / "b", "--answers", root / "x")
     assert code == 2 and "add --images" in err
+    code, _, err = run(capfd, root / "a", root / "b", "--images", 11, "--answers", root / "no" / "x")
+    assert code == 2 and "does not exist" in err
     code, _, err = run(capfd, root / "a", root / "b", "--images", -1)
     assert code == 2

@@ -101,7 +101,7 @@ def test_both_stages_stop_resume_and_ship(
     eyes = new_eyes(checkpoint)
     train_tower(eyes, checkpoint, PLAN, run, "cpu")
     assert [line["step"] for line in read_journal(run)] == [2, 4]
-    with pytest.raises(SystemExit, match="no trained tower"):
+    with pytest.raises(UsageError, match="no finished tower"):
         train_reader(eyes, checkpoint, PLAN, tmp_path / "elsewhere", "cpu")
     train_reader(new_eyes(checkpoint), checkpoint, replace(PLAN, reader_steps=2), run, "cpu")
     eyes = new_eyes(checkpoint)

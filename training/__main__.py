@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from edgevl.errors import EdgevlError
 from training.plan import PLANS
 
 
@@ -16,8 +17,8 @@ from training.plan import PLANS
 @click.option("--plan", "name", type=click.Choice(sorted(PLANS)), default="cpu", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--stage", type=click.Choice(["tower", "reader", "all"]), default="all", show_default=True)
-@click.option("--tower-steps", type=int, help="Instead of the plan's.")
-@click.option("--reader-steps", type=int, help="Instead of the plan's.")
+@click.option("--tower-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
+@click.option("--reader-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
 @click.option("--threads", type=int, help="Of torch; default: all cores.")
 def main(
     folder: Path,
@@ -41,7 +42,11 @@ def main(
         plan = dataclasses.replace(plan, tower_steps=tower_steps)
     if reader_steps:
         plan = dataclasses.replace(plan, reader_steps=reader_steps)
-    run(folder, plan, device, stage)
+    try:
+        run(folder, plan, device, stage)
+    except EdgevlError as error:
+        click.echo(f"training: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

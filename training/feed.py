@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 from calibration.rendered import Question, Rendered, rendered_picture
+from calibration.rendered.fonts import font_files
 from calibration.rendered.picture import Text
 from edgevl.config import TilingConfig
+from edgevl.errors import EdgevlError
 from edgevl.image import cut_tiles, load_image
 from edgevl.tiling import tile_grid
 
@@ -60,6 +63,7 @@ class Feed:
             context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK), daemon=True)
             for i in range(workers)
         ]
+        font_files("train")  # says here what is missing, not in a worker
         for process in self._processes:
             process.start()
         self._reuse, self._keep = reuse, keep
@@ -79,7 +83,13 @@ class Feed:
         return [self._pool[int(i)] for i in self._random.randint(len(self._pool), size=size)]
 
     def _take(self) -> None:
-        new = self._queue.get(timeout=600)
+        while True:
+            try:
+                new = self._queue.get(timeout=5)
+                break
+            except Empty:
+                if not all(process.is_alive() for process in self._processes):
+                    raise EdgevlError("a process that renders pictures has died; its error stands above") from None
         self.drawn += len(new)
         if len(self._pool) + len(new) <= self._keep:
             self._pool += new

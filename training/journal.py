@@ -27,7 +27,8 @@ class Journal:
 def read_journal(folder: Path) -> list[dict[str, Any]]:
     """All reports of a run, oldest first."""
     path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a run killed while it wrote leaves half a line
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:

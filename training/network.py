@@ -58,7 +58,7 @@ class Eyes(nn.Module):
                 continue
             self._names[name] = name.replace(".", "/")
             self.register_parameter(self._names[name], nn.Parameter(_initial(name, shape, embedding_rms)))
-        rows = mean.repeat(len(IMAGE_TOKENS), 1) + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), 1)
+        rows = mean + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), len(mean))
         self.image_token_rows = nn.Parameter(rows)
         self.character_head = nn.Linear(config.vision.hidden_size, _CELLS * len(CHARACTERS))
         self.thing_head = nn.Linear(config.vision.hidden_size, len(THINGS))
@@ -140,9 +140,18 @@ class Reader(nn.Module):
         names = [name[:-2] for name, _ in self.named_parameters() if name.endswith("/a")]
         return {n.replace("/", "."): (self.get_parameter(f"{n}/a"), self.get_parameter(f"{n}/b")) for n in names}
 
-    def forward(self, step: Step[Tensor], mask: Tensor, adapted: bool = True) -> Tensor:
-        """Logits (L, V) bf16 of a regular batch; `mask` (B, 1, S, S) is added to the attention scores."""
-        ops = TrainingOps(lambda name: (self._frozen[name], None), self.updates() if adapted else {}, mask)
+    def forward(self, step: Step[Tensor], mask: Tensor, special: Tensor | None = None) -> Tensor:
+        """Logits (L, V) bf16 of a regular batch; `mask` (B, 1, S, S) is added to the attention scores.
+
+        `special` (9, C): the image tokens' rows, which the tied head knows too; without them nothing is updated.
+        """
+        weights, updates = self._frozen, {}
+        if special is not None:
+            first = self.config.tokens.size - len(special)
+            head = weights["embed"].clone()
+            head[first : self.config.tokens.size] = special.detach().to(head.dtype)
+            weights, updates = {**weights, "head": head}, self.updates()
+        ops = TrainingOps(lambda name: (weights[name], None), updates, mask)
         return decoder(ops, self.config.text, step)
 
 

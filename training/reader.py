@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from calibration.texts import documents
 from edgevl.checkpoint import Checkpoint
+from edgevl.errors import UsageError
 from edgevl.ops import Step
 from edgevl.prompt import Message, PromptBuilder
 from edgevl.tokenizer import Tokenizer
@@ -43,13 +44,14 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
     modules = [eyes, reader]
     projector = [p for n, p in eyes.named_parameters() if n.startswith("mlp1") or n == "image_token_rows"]
     tower = [p for n, p in eyes.named_parameters() if not (n.startswith("mlp1") or n == "image_token_rows")]
-    shares = ((tower, 0.5), (projector, 1.0), (list(reader.parameters()), 1.0))
+    shares = ((tower, 0.25), (projector, 1.0), (list(reader.parameters()), 1.0))
     groups = [{"params": params, "share": share} for params, share in shares]
     optimizer = torch.optim.AdamW(groups, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0)
     place = load(folder, "reader", modules, optimizer)
     if place is None:
-        if load(folder, "tower", [eyes]) is None:
-            raise SystemExit(f"{folder} holds no trained tower; run the stage tower first")
+        tower_place = load(folder, "tower", [eyes])
+        if tower_place is None or tower_place["step"] < plan.tower_steps:
+            raise UsageError(f"{folder} holds no finished tower; run --stage tower first, or name its --tower-steps")
         place = {"step": 0, "pictures": 1 << 24}
     labels = LabelMaker(checkpoint)
     maker, journal = SequenceMaker(checkpoint, plan.length), Journal(folder, "reader")
@@ -66,9 +68,9 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
                 group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate) * group["share"]
             batch = feed.batch(plan.reader_batch)
             loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), labels.labels(batch, device))
-            if step % 2 == 0:
-                apart = _text_distance(reader, texts, random, device)
-                loss, figures["text"] = loss + 2 * apart, 2 * float(apart.detach())
+            if step % 4 == 0:
+                apart = _text_distance(eyes, reader, texts, random, device)
+                loss, figures["text"] = loss + 2 * apart, 4 * float(apart.detach())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([p for m in modules for p in m.parameters()], 1.0)
@@ -80,8 +82,8 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
                 speed = since * plan.reader_batch / (time.monotonic() - began)
                 means = {k: v / since for k, v in sums.items()}
                 exact = check(eyes, reader, maker, checks, device)
-                journal.write(step=step + 1, pictures_a_second=speed, **means, **exact)
                 save(folder, "reader", modules, optimizer, {"step": step + 1, "pictures": feed.drawn})
+                journal.write(step=step + 1, pictures_a_second=speed, **means, **exact)
                 sums, began, first = defaultdict(float), time.monotonic(), step + 1
     finally:
         feed.close()
@@ -100,7 +102,7 @@ def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) ->
     )
     hidden = torch.from_numpy(~batch.visible())[:, None].to(device)
     mask = torch.zeros(hidden.shape, dtype=rows.dtype, device=device).masked_fill(hidden, float("-inf"))
-    return reader(step, mask)  # type: ignore[no-any-return]
+    return reader(step, mask, eyes.image_token_rows)  # type: ignore[no-any-return]
 
 
 def answer_loss(eyes: Eyes, reader: Reader, batch: Sequences, labels: Labels) -> tuple[Tensor, dict[str, float]]:
@@ -124,7 +126,8 @@ def answer_loss(eyes: Eyes, reader: Reader, batch: Sequences, labels: Labels) ->
 def check(eyes: Eyes, reader: Reader, maker: SequenceMaker, pictures: list[Seen], device: str) -> dict[str, float]:
     """Share of held-out answers that are right to the last token, by task.
 
-    Each token is asked for after the right ones, so an answer counts exactly when greedy decoding would give it.
+    Each token is asked for after the right ones, so an answer counts when greedy decoding would give it, up to ties
+    between logits; answers that do not fit a training sequence are not asked for.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     for begin in range(0, len(pictures), 16):
@@ -152,7 +155,7 @@ def _texts(checkpoint: Checkpoint) -> NDArray[np.int64]:
     return np.array(ids[: count * _TEXT_TOKENS], np.int64).reshape(count, _TEXT_TOKENS)
 
 
-def _text_distance(reader: Reader, texts: NDArray[np.int64], random: RandomState, device: str) -> Tensor:
+def _text_distance(eyes: Eyes, reader: Reader, texts: NDArray[np.int64], random: RandomState, device: str) -> Tensor:
     """KL(untouched ‖ updated) in nats a token on one stretch of plain text."""
     tokens = torch.from_numpy(texts[int(random.randint(len(texts)))]).to(device)
     places = torch.arange(len(tokens), device=device)
@@ -161,6 +164,6 @@ def _text_distance(reader: Reader, texts: NDArray[np.int64], random: RandomState
         None, None
     ]
     with torch.no_grad():
-        before = functional.log_softmax(reader(step, mask, adapted=False).float(), dim=1)
-    after = functional.log_softmax(reader(step, mask).float(), dim=1)
+        before = functional.log_softmax(reader(step, mask).float(), dim=1)
+    after = functional.log_softmax(reader(step, mask, eyes.image_token_rows).float(), dim=1)
     return functional.kl_div(after, before, log_target=True, reduction="batchmean")

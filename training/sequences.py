@@ -62,7 +62,7 @@ class SequenceMaker:
         self._branch = lru_cache(maxsize=200_000)(self._make_branch)
 
     def batch(self, seen: Sequence[Seen], random: RandomState | None) -> Sequences:
-        """One sequence for each picture; `random` orders the questions, the scored ones first without it."""
+        """One sequence for each picture; `random` orders the questions, and those that do not fit are left out."""
         shape = (len(seen), self._length)
         tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         branches = np.full(shape, -1, np.int64)

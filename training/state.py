@@ -30,7 +30,10 @@ def save(
 def load(
     folder: Path, stage: str, modules: list[nn.Module], optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Any] | None:
-    """Put back what `save` wrote and return its place; None when there is nothing to go on from."""
+    """Put back what `save` wrote and return its place; None when there is nothing to go on from.
+
+    Raises `UsageError` when it was written by another recipe.
+    """
     path = folder / f"{stage}.safetensors"
     if not path.is_file():
         return None

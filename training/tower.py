@@ -53,8 +53,8 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
                 speed = since * plan.tower_batch / (time.monotonic() - began)
                 figures = {f"train_{k}": v for k, v in shares(counts).items()}
                 figures |= {f"validation_{k}": v for k, v in shares(check(eyes, maker, checks, device)).items()}
-                journal.write(step=step + 1, loss=losses / since, rate=rate, pictures_a_second=speed, **figures)
                 save(folder, "tower", [eyes], optimizer, {"step": step + 1, "pictures": feed.drawn})
+                journal.write(step=step + 1, loss=losses / since, rate=rate, pictures_a_second=speed, **figures)
                 counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
                 first = step + 1
     finally:

@@ -260,6 +260,9 @@ def table(random: RandomState, split: str) -> Drawn:
         min(canvas.height / (len(rows) + 2.0), size * random.uniform(1.5, 2.1)),
     )
     size = min(size, pitch / 1.15)
+    needed = max(canvas.measure(t, size) for t in (head, *rows)) + sum(canvas.measure(m, size) + 12 for m in measures)
+    if needed + 14 + 2 * margin > canvas.width:
+        measures, values = measures[:1], [line[:1] for line in values]
     first = max(canvas.measure(t, size) for t in (head, *rows)) + 14
     wide = (canvas.width - 2 * margin - first) / len(measures)
     top = random.uniform(4, max(5.0, canvas.height - pitch * (len(rows) + 1) - 4))

@@ -5,8 +5,8 @@ Knows fonts, colours and geometry; knows nothing of receipts or charts. Used by 
 
 from __future__ import annotations
 
+import hashlib
 import math
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise, product
@@ -35,17 +35,24 @@ def shade(random: RandomState, name: str, spread: int = 18) -> RGB:
 
 
 def layout(random: RandomState, split: str, *options: int) -> tuple[int, ...]:
-    """One choice below each of `options`; a fifth of the combinations is kept for tests, a tenth for validation."""
+    """One choice below each of `options`; a fifth of the combinations is kept for tests, a tenth for validation.
+
+    Every single value occurs in training; it is their combinations that are held out.
+    """
     allowed = _combinations(options)[split]
     return allowed[int(random.randint(len(allowed)))]
 
 
 @lru_cache(maxsize=64)
 def _combinations(options: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], ...]]:
-    every = sorted(product(*map(range, options)), key=lambda choice: zlib.crc32(bytes(choice)))
-    tests, checks = math.ceil(len(every) / 5), math.ceil(len(every) / 10)
-    cuts = {"test": every[:tests], "validation": every[tests : tests + checks], "train": every[tests + checks :]}
-    return {split: tuple(part) for split, part in cuts.items()}
+    whole = list(product(*map(range, options)))
+    tests, checks = math.ceil(len(whole) / 5), math.ceil(len(whole) / 10)
+    for salt in range(1000):
+        every = sorted(whole, key=lambda choice: hashlib.sha256(bytes((salt, *options, *choice))).digest())
+        cuts = {"test": every[:tests], "validation": every[tests : tests + checks], "train": every[tests + checks :]}
+        if all({choice[i] for choice in cuts["train"]} == set(range(n)) for i, n in enumerate(options)):
+            return {split: tuple(part) for split, part in cuts.items()}
+    raise ValueError(f"{options} are too few combinations to hold some out")
 
 
 class Canvas:

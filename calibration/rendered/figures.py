@@ -118,7 +118,8 @@ def pie(random: RandomState, split: str) -> Drawn:
     while True:
         cuts = sorted(int(v) for v in random.randint(5, 96, size=count - 1))
         shares = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]
-        if min(shares) >= 10 and len(set(shares)) == count:
+        first, second = sorted(shares, reverse=True)[:2]
+        if min(shares) >= 10 and len(set(shares)) == count and first - second >= 5:
             break
     names = pick_some(random, "goods" if named else "first", split, count)
     fills = [_FILLS[int(i)] for i in random.permutation(len(_FILLS))[:count]]

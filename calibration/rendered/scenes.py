@@ -53,7 +53,8 @@ def scene(random: RandomState, split: str) -> Drawn:
         asked.append(Question("other", f"What colour is the {shapes[i]}?", colours[i].capitalize()))
     if colours.count(colours[i]) == 1:
         asked.append(Question("other", f"What shape is {colours[i]}?", f"The {shapes[i]}."))
-    wanted = Thing(some(random, *SHAPES), some(random, *_FILLS), 0, 0, 0)
+    shape, colour = layout(random, split, len(SHAPES), len(_FILLS))
+    wanted = Thing(SHAPES[shape], _FILLS[colour], 0, 0, 0)
     if random.random_sample() < 0.5:
         wanted = things[i]
     there = any(t.name == wanted.name for t in things)
@@ -129,7 +130,7 @@ def _clear(things: list[Thing]) -> bool:
     """Whether people would agree how the shapes stand to each other."""
     if len(things) != 2:
         across = sorted(t.x for t in things)
-        return all(right - left > 20 for left, right in pairwise(across))
+        return all(right - left > 28 for left, right in pairwise(across))
     dx, dy = abs(things[0].x - things[1].x), abs(things[0].y - things[1].y)
     return max(dx, dy) > 1.5 * min(dx, dy)
 

@@ -11,7 +11,7 @@ from edgevl.console import note
 
 @click.command(name="demo", short_help="Assemble the demo checkpoint.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; default: edgevl's cache.")
-@click.option("--untrained", is_flag=True, help="SmolLM2 untouched, with random eyes: what the training began with.")
+@click.option("--untrained", is_flag=True, help="SmolLM2 untouched, with random eyes.")
 def command(output: Path | None, untrained: bool) -> None:
     """Assemble the demo checkpoint and print where it is.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,14 @@ import click
 
 from edgevl.console import Progress, note, print_json, progress, table
 from edgevl.errors import MissingExtraError, UsageError
+from edgevl.files import atomic_file
+from edgevl.journal import encode
 
 if TYPE_CHECKING:
     from calibration.rendered import Question, Rendered, Score
+    from edgevl.engine import Engine
+
+    Pictures = list[tuple[Rendered, list[Question]]]
 
 _LONGEST = 192  # tokens of an answer about a picture
 _CONTEXT = 2048  # tokens; no question about a picture needs more
@@ -23,7 +29,11 @@ _CONTEXT = 2048  # tokens; no question about a picture needs more
 @click.argument("checkpoint")
 @click.option("--text", type=click.Path(path_type=Path), help="A UTF-8 text; default: a held-out text of edgevl's own.")
 @click.option(
-    "--images", type=click.IntRange(min=0), default=0, metavar="COUNT", help="Rendered pictures to ask about."
+    "--images",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="COUNT",
+    help="Rendered pictures to ask about; 300 are usual.",
 )
 @click.option("--answers", type=click.Path(path_type=Path), help="With --images: JSON lines of all answers.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -33,8 +43,8 @@ def command(
 ) -> None:
     """Compare CHECKPOINT, a version of MODEL, with MODEL itself on text.
 
-    With --images, both are also built for this machine and asked about pictures of the held-out test set; 300 is the
-    usual number. The demo is trained for these pictures; of another model they tell little.
+    With --images, both are also built for this machine and asked about pictures of the held-out test set, at least one
+    of each kind. The demo is trained for these pictures; of another model they tell little.
     """
     try:
         from quantize.measure import compare
@@ -54,10 +64,16 @@ def command(
     original, quantized = open_checkpoint(model), open_checkpoint(checkpoint)
     if images and original.config.vision is None:
         raise UsageError(f"{model} is a language model without eyes; --images needs one that sees")
+    if answers is not None and not answers.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {answers} does not exist; make it first, so that no answer is lost")
+    pictures = _pictures(images) if images else []
     with progress() as move:
         result = compare(original, quantized, words, device, move)
         context = min(_CONTEXT, original.config.text.max_positions)
-        scores = _ask_both((model, checkpoint), images, context, answers, move) if images else []
+        scores, said = _ask_both((model, checkpoint), pictures, context, move)
+    if answers is not None:
+        with atomic_file(answers) as file:
+            file.writelines(encode(line) for line in said)
     if as_json:
         print_json(result.to_json() | {"images": {a.task: _task_json(a, b) for a, b in scores}})
         return
@@ -70,18 +86,25 @@ def command(
         table("pictures (95 % interval)", ["task", "questions", model, checkpoint], rows)
 
 
-def _ask_both(
-    models: tuple[str, str], count: int, context: int, answers: Path | None, move: Progress
-) -> list[tuple[Score, Score]]:
-    """Scores of both models, task by task; f16 bundles of what is not quantized, greedy."""
-    from calibration.rendered import measured_pictures, score
-    from deploy.build import BuildSettings, build
-    from edgevl.engine import Engine
-    from edgevl.journal import encode
+def _pictures(count: int) -> Pictures:
+    from calibration.rendered import measured_pictures
 
     pictures = measured_pictures(count)
-    note(f"{len(pictures)} pictures, {sum(len(questions) for _, questions in pictures)} questions each to two models")
+    note(f"{len(pictures)} pictures with {sum(len(q) for _, q in pictures)} questions, which both models are asked")
+    return pictures
+
+
+def _ask_both(
+    models: tuple[str, str], pictures: Pictures, context: int, move: Progress
+) -> tuple[list[tuple[Score, Score]], list[dict[str, str]]]:
+    """Scores of both models, task by task, and what they said; f16 bundles of what is not quantized, greedy."""
+    from calibration.rendered import score
+    from deploy.build import BuildSettings, build
+    from edgevl.engine import Engine
+
     found, lines = [], []
+    if not pictures:
+        return [], []
     for which, model in zip(("original", "quantized"), models, strict=True):
         with tempfile.TemporaryDirectory(prefix="edgevl-measure-") as folder:
             build(model, Path(folder) / "bundle", BuildSettings(context=context), move)
@@ -92,12 +115,10 @@ def _ask_both(
         lines += [
             {"model": model, "task": q.task, "question": q.question, "right": q.answer, "given": t} for q, t in given
         ]
-    if answers is not None:
-        answers.write_bytes(b"".join(encode(line) for line in lines))
-    return list(zip(*found, strict=True))
+    return list(zip(*found, strict=True)), lines
 
 
-def _ask(engine: Any, pictures: list[tuple[Rendered, list[Question]]], move: Any) -> list[tuple[Question, str]]:
+def _ask(engine: Engine, pictures: Pictures, move: Callable[[int], None]) -> list[tuple[Question, str]]:
     from edgevl.engine import Request, Result
     from edgevl.image import load_image
     from edgevl.prompt import Message
