@@ -21,7 +21,7 @@ from edgevl.safetensors_file import SafetensorsFile
 from edgevl.tokenizer import Tokenizer
 from quantize.part_tensors import CheckpointParts
 from training.curves import draw
-from training.export import export
+from training.export import export, restore
 from training.feed import held_out
 from training.journal import Journal, read_journal
 from training.network import Eyes, Reader
@@ -111,6 +111,11 @@ def test_both_stages_stop_resume_and_ship(
     assert moved > 0
 
     export(tmp_path / "eyes.safetensors", eyes, reader)
+    again, fresh = new_eyes(checkpoint), Reader(checkpoint.config, CheckpointParts(checkpoint), PLAN.rank, "cpu")
+    restore(tmp_path / "eyes.safetensors", again, fresh)
+    for module, back in ((eyes, again), (reader, fresh)):
+        for (name, p), q in zip(module.named_parameters(), back.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=1e-3, atol=1e-4), name
     monkeypatch.setattr(demo, "EYES", tmp_path / "eyes.safetensors")
     demo.build_demo_checkpoint(tmp_path / "trained")
     trained = open_checkpoint(tmp_path / "trained")

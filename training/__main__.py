@@ -19,6 +19,7 @@ from training.plan import PLANS
 @click.option("--stage", type=click.Choice(["tower", "reader", "all"]), default="all", show_default=True)
 @click.option("--tower-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
 @click.option("--reader-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from these demo_eyes.safetensors.")
 @click.option("--threads", type=int, help="Of torch; default: all cores.")
 def main(
     folder: Path,
@@ -27,6 +28,7 @@ def main(
     stage: str,
     tower_steps: int | None,
     reader_steps: int | None,
+    start: Path | None,
     threads: int | None,
 ) -> None:
     """Train into FOLDER, or go on with what lies there, and write FOLDER/demo_eyes.safetensors."""
@@ -43,7 +45,7 @@ def main(
     if reader_steps:
         plan = dataclasses.replace(plan, reader_steps=reader_steps)
     try:
-        run(folder, plan, device, stage)
+        run(folder, plan, device, stage, start)
     except EdgevlError as error:
         click.echo(f"training: {error}", err=True)
         raise SystemExit(error.exit_code) from error

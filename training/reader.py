@@ -25,6 +25,7 @@ from edgevl.ops import Step
 from edgevl.prompt import Message, PromptBuilder
 from edgevl.tokenizer import Tokenizer
 from quantize.part_tensors import CheckpointParts
+from training.export import restore
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
 from training.labels import LabelMaker
@@ -38,8 +39,13 @@ _TEXT_TOKENS = 192  # of the plain text in each step
 _TEXTS = 160  # documents that it is taken from
 
 
-def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, device: str) -> Reader:
-    """Train until `plan.reader_steps`, going on from the folder's state, and give the updated language model."""
+def train_reader(
+    eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, device: str, start: Path | None = None
+) -> Reader:
+    """Train until `plan.reader_steps`, going on from the folder's state, and give the updated language model.
+
+    Without such state it begins with the folder's finished tower, or with `start`, what an earlier run exported.
+    """
     reader = Reader(checkpoint.config, CheckpointParts(checkpoint), plan.rank, device).to(device)
     modules = [eyes, reader]
     projector = [p for n, p in eyes.named_parameters() if n.startswith("mlp1") or n == "image_token_rows"]
@@ -48,7 +54,10 @@ def train_reader(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, d
     groups = [{"params": params, "share": share} for params, share in shares]
     optimizer = torch.optim.AdamW(groups, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0)
     place = load(folder, "reader", modules, optimizer)
-    if place is None:
+    if place is None and start is not None:
+        restore(start, eyes, reader)
+        place = {"step": 0, "pictures": 1 << 25}
+    elif place is None:
         tower_place = load(folder, "tower", [eyes])
         if tower_place is None or tower_place["step"] < plan.tower_steps:
             raise UsageError(f"{folder} holds no finished tower; run --stage tower first, or name its --tower-steps")

@@ -14,18 +14,18 @@ from training.plan import Plan
 from training.tower import train_tower
 
 
-def run(folder: Path, plan: Plan, device: str, stage: str = "all") -> None:
-    """Train what is missing in `folder`."""
+def run(folder: Path, plan: Plan, device: str, stage: str = "all", start: Path | None = None) -> None:
+    """Train what is missing in `folder`; with `start`, what an earlier run exported, the tower is not trained anew."""
     torch.manual_seed(0)
     checkpoint = open_checkpoint(str(demo_checkpoint(trained=False)))
     weights = CheckpointParts(checkpoint)
     table = weights("embed")[0][: checkpoint.config.tokens.size]
     eyes = Eyes(checkpoint.config, table).to(device)
-    if stage in ("tower", "all"):
+    if stage in ("tower", "all") and start is None:
         train_tower(eyes, checkpoint, plan, folder, device)
     if stage in ("reader", "all"):
         from training.export import export
         from training.reader import train_reader
 
-        reader = train_reader(eyes, checkpoint, plan, folder, device)
+        reader = train_reader(eyes, checkpoint, plan, folder, device, start)
         export(folder / "demo_eyes.safetensors", eyes, reader)

@@ -109,7 +109,11 @@ def _ask_both(
         with tempfile.TemporaryDirectory(prefix="edgevl-measure-") as folder:
             build(model, Path(folder) / "bundle", BuildSettings(context=context), move)
             engine = Engine.open(Path(folder) / "bundle")
-            given = _ask(engine, pictures, lambda done, w=which: move(f"{w} pictures", done, len(pictures)))
+
+            def asked(done: int, stage: str = f"{which} pictures") -> None:
+                move(stage, done, len(pictures))
+
+            given = _ask(engine, pictures, asked)
             del engine
         found.append(score((q.task, q.answer, text) for q, text in given))
         lines += [
