@@ -76,7 +76,8 @@ def test_a_line_for_every_picture(run, bundle: Path, folder: Path, tmp_path: Pat
     digest = (bundle / "manifest.sha256").read_text().strip()
     for line in lines:
         assert isinstance(line["caption"], str)
-        assert isinstance(line["seconds"], float)
+        assert set(line["seconds"]) == {"total", "vision", "prefill", "decode"}
+        assert 0 < sum(line["seconds"].values()) <= 2 * line["seconds"]["total"]
         assert line["model"] == digest
         shown = load_image(str(line["source"]))
         assert line["frame"] == {"sha256": shown.digest, "width": 64, "height": 48}

@@ -54,8 +54,9 @@ def command(
     """Caption every picture of SOURCE... with BUNDLE; a folder is read in the order of its names.
 
     Each line of the output has time, source, caption, frame (sha256, width, height), model (the bundle's digest),
-    prompt, tokens and seconds. A picture that cannot be read gets a line with its error, and the exit code is 2 at the
-    end. Run again with the same output, pictures that have their caption are skipped.
+    prompt, tokens, and seconds in total and for vision, prefill and decode. A picture that cannot be read gets a line
+    with its error, and the exit code is 2 at the end. Run again with the same output, pictures that have their caption
+    are skipped.
     """
     from edgevl.engine import Engine, with_max_tiles
 
@@ -135,7 +136,7 @@ class Captioner:
         """Add a picture's line to the journal, unless it is there."""
         from edgevl.image import load_image
 
-        start = time.perf_counter()
+        start, parts = time.perf_counter(), dict[str, float]()
         line: dict[str, Any] = {"time": _now(), "source": str(path)}
         try:
             picture = load_image(path)
@@ -146,6 +147,9 @@ class Captioner:
                 return
             result = self._ask(picture)
             line |= {"caption": result.text.strip(), "tokens": result.tokens}
+            parts = result.seconds
+            for text in result.notes:
+                note(f"{path.name}: {text}")
         except UsageError as error:
             self.failed += 1
             note(f"edgevl: {error}")
@@ -153,7 +157,7 @@ class Captioner:
             if (line["source"], line["error"]) in self._errors:
                 return
         line["time"] = _now()
-        line["seconds"] = round(time.perf_counter() - start, 3)
+        line["seconds"] = {k: round(v, 4) for k, v in {"total": time.perf_counter() - start, **parts}.items()}
         self._journal.append(line)
         if "caption" in line:
             self.written += 1
