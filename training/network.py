@@ -28,6 +28,7 @@ _SMALL = torch.bfloat16
 _CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
 _NEGATIVES = 6144  # other words of the vocabulary that a written one is told from
 _SHARPNESS = 2.0  # of that choice
+_UNWRITTEN = 0.1  # weight of places where nothing is written
 _ADAPTED = ("qkv", "o", "gate_up", "down")
 
 
@@ -38,8 +39,9 @@ class Labels:
     characters: Tensor  # (n, 32, 64) index in CHARACTERS
     things: Tensor  # (n, 16, 16) index in THINGS
     colours: Tensor  # (n, 16, 16) index in COLOUR_NAMES
-    token_places: Tensor  # (m,) image tokens, counted through all pictures
-    token_ids: Tensor  # (m,) a token of the vocabulary whose middle lies there
+    word_places: Tensor  # (m,) image tokens, counted through all pictures
+    words: Tensor  # (m,) a token of the vocabulary that belongs there
+    written: Tensor  # (m,) whether it is written there, or names the thing or colour that is shown
 
 
 class Eyes(nn.Module):
@@ -51,6 +53,7 @@ class Eyes(nn.Module):
         assert config.vision is not None and config.projector is not None
         mean, embedding_rms = table.mean(dim=0), float(table.square().mean().sqrt())
         self.config, self._rms = config, embedding_rms
+        self._mean = nn.Buffer(mean, persistent=False)
         self._table = nn.Buffer((table - mean).to(_SMALL), persistent=False)
         self._names = {}
         for name, shape in eye_shapes(config.text.hidden_size).items():
@@ -80,8 +83,8 @@ class Eyes(nn.Module):
     def dense_loss(self, rows: Tensor, patches: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
         """Loss of reading the labels off what `forward` gave, and (right, all) of characters, tokens, things, colours.
 
-        Characters are read off the patches. Of the image tokens it is asked that they lie where the language model's
-        own embeddings of the same text lie, so that it can read them from the first step on.
+        Characters, things and colours are read off the patches. Image tokens must lie where the language model's own
+        embeddings of the same words lie, so that it can read them from the first step on.
         """
         n, grid = labels.characters.shape[0], labels.things.shape[1]
         high, wide = labels.characters.shape[1] // grid, labels.characters.shape[2] // grid
@@ -94,15 +97,7 @@ class Eyes(nn.Module):
         loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
         counts = [((logits.argmax(dim=1) == cells) & written).sum(), written.sum()]
 
-        places, words = labels.token_places, labels.token_ids
-        chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)])
-        chosen = chosen.unique()  # type: ignore[no-untyped-call]
-        guess = (rows[places] @ self._table[chosen].t()).float() * _SHARPNESS
-        wanted = torch.searchsorted(chosen, words.contiguous())
-        if len(words):
-            loss = loss + functional.cross_entropy(guess, wanted)
-        counts += [(guess.argmax(dim=1) == wanted).sum(), words.new_tensor(len(words))]
-
+        loss = loss + self._word_loss(rows, labels, counts)
         for map_, head, size in (
             (labels.things, self.thing_head, len(THINGS)),
             (labels.colours, self.colour_head, len(COLOUR_NAMES)),
@@ -112,10 +107,30 @@ class Eyes(nn.Module):
             loss = loss + 0.5 * functional.cross_entropy(guess, wanted)
             some = wanted > 0
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
-        # image tokens about as large as word embeddings, so that the language model is not startled
-        scale = rows.float().square().mean(dim=1).sqrt()
-        loss = loss + 0.1 * (scale / self._rms).log().square().mean()
         return loss, torch.stack(counts).detach()
+
+    def _word_loss(self, rows: Tensor, labels: Labels, counts: list[Tensor]) -> Tensor:
+        """How far the image tokens are from the words that they stand for.
+
+        Each must be nearer to its words' embeddings than to others of the vocabulary, and point where their sum points;
+        written words count most.
+        """
+        places, words, written = labels.word_places, labels.words, labels.written
+        apart = rows - self._mean.to(rows.dtype)
+        chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)])
+        chosen = chosen.unique()  # type: ignore[no-untyped-call]
+        wanted = torch.searchsorted(chosen, words.contiguous())
+        guess = (apart[places] @ self._table[chosen].t()).float() * _SHARPNESS
+        weights = torch.where(written, 1.0, _UNWRITTEN)
+        loss = (functional.cross_entropy(guess, wanted, reduction="none") * weights).sum() / weights.sum()
+        counts += [((guess.argmax(dim=1) == wanted) & written).sum(), written.sum()]
+
+        ideal = torch.zeros(rows.shape, device=rows.device).index_add(0, places, self._table[words].float())
+        cells = torch.full((len(rows),), _UNWRITTEN, device=rows.device).index_fill(0, places[written], 1.0)
+        across = 1 - functional.cosine_similarity(apart.float(), ideal, dim=1)
+        # about as long as word embeddings, so that the language model is not startled
+        length = (apart.float().square().mean(dim=1).sqrt() / self._rms).log().square()
+        return loss + 2 * ((across + 0.1 * length) * cells).sum() / cells.sum()
 
 
 class Reader(nn.Module):
