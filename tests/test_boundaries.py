@@ -47,8 +47,14 @@ def test_arrows_never_point_back(stage: str) -> None:
             assert not used & HEAVY, f"{name} imports {sorted(used & HEAVY)}"
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_nothing_needs_the_training() -> None:
     for stage in STAGES:
+        for file in sorted((ROOT / stage).rglob("*.py")):
+            assert "training" not in imports(file), file
+
+
+def test_every_module_says_what_it_is() -> None:
+    for stage in (*STAGES, "training"):
         for file in sorted((ROOT / stage).rglob("*.py")):
             assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
 

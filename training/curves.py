@@ -10,10 +10,14 @@ import click
 from training.journal import read_journal
 
 _COLUMNS = {
-    "tower": (("loss",), ("train_characters", "validation_characters"), ("validation_things", "validation_colours")),
+    "tower": (
+        ("loss",),
+        ("train_characters", "validation_characters", "validation_ordered", "validation_words"),
+        ("validation_things", "validation_colours"),
+    ),
     "reader": (
         ("loss", "text"),
-        ("tokens", "characters"),
+        ("tokens", "characters", "ordered", "words"),
         ("exact_lines", "exact_fields", "exact_charts", "exact_panels", "exact_scenes", "exact_other"),
     ),
 }

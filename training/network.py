@@ -27,6 +27,8 @@ from quantize.torch_ops import NamedLinear, TorchOps
 _SMALL = torch.bfloat16
 _CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
 _NEGATIVES = 6144  # other words of the vocabulary that a written one is told from
+# what `Eyes.dense_loss` counts: characters off the patches, off the image tokens; words; things; colours
+MEASURED = ("characters", "ordered", "words", "things", "colours")
 _SHARPNESS = 2.0  # of that choice
 _UNWRITTEN = 0.1  # weight of places where nothing is written
 _ADAPTED = ("qkv", "o", "gate_up", "down")
@@ -64,6 +66,7 @@ class Eyes(nn.Module):
         rows = mean + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), len(mean))
         self.image_token_rows = nn.Parameter(rows)
         self.character_head = nn.Linear(config.vision.hidden_size, _CELLS * len(CHARACTERS))
+        self.order_head = nn.Linear(config.text.hidden_size, 4 * _CELLS * len(CHARACTERS))
         self.thing_head = nn.Linear(config.vision.hidden_size, len(THINGS))
         self.colour_head = nn.Linear(config.vision.hidden_size, len(COLOUR_NAMES))
         self._parts = JoinedTensors(vision_parts(config), _Named(self))
@@ -81,22 +84,20 @@ class Eyes(nn.Module):
         return rows, ops.patches_seen
 
     def dense_loss(self, rows: Tensor, patches: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-        """Loss of reading the labels off what `forward` gave, and (right, all) of characters, tokens, things, colours.
+        """Loss of reading the labels off what `forward` gave, and (right, all) of each of `MEASURED`.
 
         Characters, things and colours are read off the patches. Image tokens must lie where the language model's own
         embeddings of the same words lie, so that it can read them from the first step on.
         """
-        n, grid = labels.characters.shape[0], labels.things.shape[1]
-        high, wide = labels.characters.shape[1] // grid, labels.characters.shape[2] // grid
-        cells = labels.characters.reshape(n, grid, high, grid, wide).transpose(2, 3).reshape(-1).long()
         normed = functional.layer_norm(patches, (patches.shape[1],))
-        logits = _head(normed, self.character_head).reshape(-1, len(CHARACTERS)).float()
-        losses = functional.cross_entropy(logits, cells, reduction="none")
-        written = cells > 0
-        # most cells are empty: they count little, so that reading is what is learned
-        loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
-        counts = [((logits.argmax(dim=1) == cells) & written).sum(), written.sum()]
-
+        cells = _by_place(labels.characters, labels.things.shape[1])
+        loss, right = _reading(_head(normed, self.character_head), cells)
+        counts = [right, (cells > 0).sum()]
+        # where in its image token a character stands must survive the projector: digits are told apart by nothing else
+        cells = _by_place(labels.characters, labels.things.shape[1] // 2)
+        again, right = _reading(_head(functional.layer_norm(rows, (rows.shape[1],)), self.order_head), cells)
+        loss = loss + 0.5 * again
+        counts += [right, (cells > 0).sum()]
         loss = loss + self._word_loss(rows, labels, counts)
         for map_, head, size in (
             (labels.things, self.thing_head, len(THINGS)),
@@ -112,8 +113,8 @@ class Eyes(nn.Module):
     def _word_loss(self, rows: Tensor, labels: Labels, counts: list[Tensor]) -> Tensor:
         """How far the image tokens are from the words that they stand for.
 
-        Each must be nearer to its words' embeddings than to others of the vocabulary, and point where their sum points;
-        written words count most.
+        Each must be nearer to its words' embeddings than to others of the vocabulary, written words counting most;
+        where nothing is written it must point where the sum of its words points.
         """
         places, words, written = labels.word_places, labels.words, labels.written
         apart = rows - self._mean.to(rows.dtype)
@@ -126,11 +127,11 @@ class Eyes(nn.Module):
         counts += [((guess.argmax(dim=1) == wanted) & written).sum(), written.sum()]
 
         ideal = torch.zeros(rows.shape, device=rows.device).index_add(0, places, self._table[words].float())
-        cells = torch.full((len(rows),), _UNWRITTEN, device=rows.device).index_fill(0, places[written], 1.0)
-        across = 1 - functional.cosine_similarity(apart.float(), ideal, dim=1)
+        empty = torch.ones(len(rows), device=rows.device).index_fill(0, places[written], 0.0)
+        across = (1 - functional.cosine_similarity(apart.float(), ideal, dim=1)) * empty
         # about as long as word embeddings, so that the language model is not startled
         length = (apart.float().square().mean(dim=1).sqrt() / self._rms).log().square()
-        return loss + 2 * ((across + 0.1 * length) * cells).sum() / cells.sum()
+        return loss + across.mean() + 0.1 * length.mean()
 
 
 class Reader(nn.Module):
@@ -269,6 +270,21 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
 
 def _head(x: Tensor, head: nn.Linear) -> Tensor:
     return functional.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))
+
+
+def _by_place(characters: Tensor, grid: int) -> Tensor:
+    """(n, 32, 64) -> (n·grid²·cells,): row after row of places, and in each row after row of cells."""
+    n, high, wide = characters.shape[0], characters.shape[1] // grid, characters.shape[2] // grid
+    return characters.reshape(n, grid, high, grid, wide).transpose(2, 3).reshape(-1).long()
+
+
+def _reading(logits: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss, and how many written cells are right. Most cells are empty: they count little, so reading is learned."""
+    logits = logits.reshape(-1, len(CHARACTERS)).float()
+    losses = functional.cross_entropy(logits, cells, reduction="none")
+    written = cells > 0
+    loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
+    return loss, ((logits.argmax(dim=1) == cells) & written).sum()
 
 
 def _initial(name: str, shape: tuple[int, ...], embedding_rms: float) -> Tensor:

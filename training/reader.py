@@ -33,6 +33,7 @@ from training.network import Eyes, Labels, Reader
 from training.plan import Plan, learning_rate
 from training.sequences import SequenceMaker, Sequences
 from training.state import load, save
+from training.tower import shares
 
 _DENSE = 0.1  # weight of the label maps
 _TEXT_TOKENS = 192  # of the plain text in each step
@@ -126,8 +127,7 @@ def answer_loss(eyes: Eyes, reader: Reader, batch: Sequences, labels: Labels) ->
     first_rows, first_patches = (x.reshape(tiles, -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))
     maps, counts = eyes.dense_loss(first_rows, first_patches, labels)
     figures = {"loss": float(loss.detach()), "tokens": right, "maps": float(maps.detach())}
-    figures["characters"] = float(counts[0] / counts[1].clamp(min=1))
-    figures["words"] = float(counts[2] / counts[3].clamp(min=1))
+    figures |= shares(counts)
     return loss + _DENSE * maps, figures
 
 

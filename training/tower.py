@@ -18,7 +18,7 @@ from edgevl.checkpoint import Checkpoint
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
 from training.labels import LabelMaker
-from training.network import Eyes
+from training.network import MEASURED, Eyes
 from training.plan import Plan, learning_rate
 from training.state import load, save
 
@@ -36,7 +36,7 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
     journal, checks = Journal(folder, "tower"), list(held_out(plan.checked))
     feed = Feed(plan.workers, place["pictures"], plan.tower_reuse)
     try:
-        counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
+        counts, losses, began = torch.zeros(2 * len(MEASURED)), 0.0, time.monotonic()
         first = place["step"]
         for step in range(place["step"], plan.tower_steps):
             rate = learning_rate(step, plan.tower_steps, plan.tower_rate)
@@ -55,7 +55,7 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
                 figures |= {f"validation_{k}": v for k, v in shares(check(eyes, maker, checks, device)).items()}
                 save(folder, "tower", [eyes], optimizer, {"step": step + 1, "pictures": feed.drawn})
                 journal.write(step=step + 1, loss=losses / since, rate=rate, pictures_a_second=speed, **figures)
-                counts, losses, began = torch.zeros(8), 0.0, time.monotonic()
+                counts, losses, began = torch.zeros(2 * len(MEASURED)), 0.0, time.monotonic()
                 first = step + 1
     finally:
         feed.close()
@@ -70,9 +70,9 @@ def dense(eyes: Eyes, maker: LabelMaker, batch: list[Seen], device: str) -> tupl
 
 @torch.no_grad()
 def check(eyes: Eyes, maker: LabelMaker, pictures: Iterable[Seen], device: str) -> Tensor:
-    """(right, all) of characters, tokens, things, colours over held-out pictures."""
+    """(right, all) of each of `MEASURED` over held-out pictures."""
     pictures = list(pictures)
-    counts = torch.zeros(8)
+    counts = torch.zeros(2 * len(MEASURED))
     for begin in range(0, len(pictures), 32):
         counts += dense(eyes, maker, pictures[begin : begin + 32], device)[1].cpu()
     return counts
@@ -81,4 +81,4 @@ def check(eyes: Eyes, maker: LabelMaker, pictures: Iterable[Seen], device: str) 
 def shares(counts: Tensor) -> dict[str, float]:
     """Counts as shares that are right."""
     right, whole = counts[0::2], counts[1::2].clamp(min=1)
-    return dict(zip(("characters", "tokens", "things", "colours"), (right / whole).tolist(), strict=True))
+    return dict(zip(MEASURED, (right / whole).tolist(), strict=True))
