@@ -3,7 +3,8 @@
 Source: Lin et al. 2023, "AWQ: Activation-aware Weight Quantization" (arXiv 2306.00978); the grouped-query rule for
 v -> o averages the scale over the query heads that share a KV head. What is different here: candidates are first tried
 on few tokens and the best of them on more, and clips are chosen by the second moments of *all* calibration tokens,
-which give the exact squared error of every row and group without keeping the tokens.
+which give the exact squared error of every row and group without keeping the tokens; and the scaled, clipped weights
+are rounded with feedback (`quantize.feedback`).
 
 Knows one block in memory; `quantize.job` streams the blocks and keeps the hidden states.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from edgevl.config import TextConfig
 from edgevl.errors import EdgevlError
 from edgevl.weights import Int4Weight
+from quantize.feedback import round_with_feedback
 from quantize.groups import BlockTable, ScaleGroup
 from quantize.observe import Observations
 from quantize.part_tensors import JoinedTensors
@@ -85,8 +87,9 @@ def quantize_block(
 ) -> BlockResult:
     """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them; neither is changed.
 
-    `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called
-    after each of the table's groups and once after the clips.
+    Rounding makes up for its errors where `seen` holds whole second moments. `store_as(name, tensor)` rounds a float
+    tensor to the dtype that it will be stored in. `tick(name)` is called after each of the table's groups, after the
+    clips and after the rounding.
     """
     now = dict(tensors)
     result = BlockResult({}, {}, now)
@@ -102,10 +105,18 @@ def quantize_block(
         moments = _divided(seen.moments[part], divisors.get(part), scheme.group_size)
         clips[linear], clip_report = _search_clip(linear, now[f"{linear}.weight"], moments, scheme)
         result.clips.append(clip_report)
-    for linear in table.linears:
-        name = f"{linear}.weight"
-        result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
     tick("clip")
+    for joined in table.parts:
+        if joined.kind != "linear":
+            continue
+        gram = _divided_whole(seen.gram.get(joined.name), divisors.get(joined.name))
+        for linear in joined.sources:
+            name = f"{linear}.weight"
+            if gram is None:
+                result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
+            else:
+                result.linears[linear], now[name] = round_with_feedback(now[name], scheme, clips.get(linear), gram)
+    tick("round")
     return result
 
 
@@ -237,6 +248,11 @@ def _divided(moments: Tensor, divisor: Tensor | None, group_size: int) -> Tensor
         return moments
     inverse = (1.0 / divisor).reshape(-1, group_size)
     return moments * inverse[:, :, None] * inverse[:, None, :]
+
+
+def _divided_whole(gram: Tensor | None, divisor: Tensor | None) -> Tensor | None:
+    """The same for all second moments (K, K)."""
+    return gram if gram is None or divisor is None else gram / divisor[:, None] / divisor[None, :]
 
 
 def _search_clip(

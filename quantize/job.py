@@ -113,7 +113,7 @@ def _one_block(
     assert settings.group_size is not None
     config, layer, device = checkpoint.config.text, table.layer, settings.device
     started = time.monotonic()
-    steps = len(table.groups) + 3  # observe, the groups, clip, run
+    steps = len(table.groups) + 4  # observe, the groups, clip, round, run
     count = layer * steps
 
     def tick(what: str) -> None:
@@ -128,7 +128,16 @@ def _one_block(
     wanted = torch.empty_like(before)
     floats = JoinedTensors(table.parts, tensors)
     seen = observe_block(
-        config, layer, floats, hidden, settings.group_size, chunk, settings.seed + layer, wanted, device
+        config,
+        layer,
+        floats,
+        hidden,
+        settings.group_size,
+        chunk,
+        settings.seed + layer,
+        wanted,
+        device,
+        settings.effort != "fast",
     )
     tick("search")
 

@@ -26,16 +26,18 @@ class Observations:
 
     mean_abs: dict[str, Tensor] = field(default_factory=dict)  # (K,)
     moments: dict[str, Tensor] = field(default_factory=dict)  # (K/Q, Q, Q): mean of x·xᵀ inside each group
+    gram: dict[str, Tensor] = field(default_factory=dict)  # (K, K): mean of x·xᵀ, where it was asked for
     sample: dict[str, Tensor] = field(default_factory=dict)  # (B, S, K); whole sequences where attention is measured
     trial: dict[str, Tensor] = field(default_factory=dict)  # a smaller one
 
 
 class _Collector:
-    """The observer that `TorchOps` calls; sums in f64 across chunks."""
+    """The observer that `TorchOps` calls."""
 
-    def __init__(self, layer: int, group_size: int, length: int, rows: Tensor) -> None:
-        """`rows`: sorted indices of the sampled tokens among all of them."""
+    def __init__(self, layer: int, group_size: int, length: int, rows: Tensor, whole: bool) -> None:
+        """`rows`: sorted indices of the sampled tokens among all of them; `whole`: keep `gram` too."""
         self.seen = Observations()
+        self._whole = whole
         self._group, self._length, self._rows = group_size, length, rows
         self._sequences = -(-min(SAMPLE_TOKENS, rows.numel()) // length)  # whole ones, for attention
         self._attention_input = f"layers.{layer}.qkv"
@@ -45,16 +47,19 @@ class _Collector:
         self._offset: dict[str, int] = {}
 
     def __call__(self, name: str, x: Tensor) -> None:
-        groups = x.reshape(x.shape[0], -1, self._group).transpose(0, 1)  # (K/Q, rows, Q)
-        moments = groups.transpose(1, 2) @ groups
+        if self._whole:
+            squares = x.T @ x
+        else:
+            groups = x.reshape(x.shape[0], -1, self._group).transpose(0, 1)  # (K/Q, rows, Q)
+            squares = groups.transpose(1, 2) @ groups
         begin = self._offset.get(name, 0)
         self._offset[name] = end = begin + x.shape[0]
         sums = x.abs().sum(dim=0).double()
         if begin == 0:
-            self._sums[name], self._squares[name], self._kept[name] = sums, moments.double(), []
+            self._sums[name], self._squares[name], self._kept[name] = sums, squares, []
         else:
             self._sums[name] += sums
-            self._squares[name] += moments
+            self._squares[name] += squares
         if name == self._attention_input:
             wanted = x[: max(self._sequences * self._length - begin, 0)]
         else:
@@ -65,7 +70,12 @@ class _Collector:
     def finish(self) -> Observations:
         for name, total in self._offset.items():
             self.seen.mean_abs[name] = (self._sums[name] / total).float()
-            self.seen.moments[name] = (self._squares[name] / total).float()
+            squares = self._squares[name] / total
+            if self._whole:
+                self.seen.gram[name] = squares
+                blocks = squares.reshape(len(squares) // self._group, self._group, -1, self._group)
+                squares = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+            self.seen.moments[name] = squares
             kept = torch.cat(self._kept[name])
             if name == self._attention_input:
                 x = kept.reshape(-1, self._length, kept.shape[1])
@@ -110,14 +120,15 @@ def observe_block(
     seed: int,
     into: Tensor,
     device: str = "cpu",
+    whole: bool = False,
 ) -> Observations:
     """Run all hidden states (B, S, C) through the unquantized block and gather what the search needs.
 
-    `into` takes the block's output for the first sequences.
+    `whole` gathers `gram` too. `into` takes the block's output for the first sequences.
     """
     total = hidden.shape[0] * hidden.shape[1]
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(total, generator=generator)[:SAMPLE_TOKENS].sort().values
-    collector = _Collector(layer, group_size, hidden.shape[1], rows)
+    collector = _Collector(layer, group_size, hidden.shape[1], rows, whole)
     run_block(config, layer, weights, hidden, chunk, into, device, collector)
     return collector.finish()

@@ -72,9 +72,13 @@ def round_weight(
     low, high = clip if clip is not None else (1.0, 1.0)
     grid = fit_grid(groups, scheme.symmetric, low, high)
     codes = encode(groups, grid)
-    stored = Int4Weight(
-        codes=codes.reshape(weight.shape).to(torch.uint8).cpu().numpy(),
+    return stored_weight(codes.reshape(weight.shape), grid), decode(codes, grid).reshape(weight.shape)
+
+
+def stored_weight(codes: Tensor, grid: GroupGrid) -> Int4Weight:
+    """Codes (N, K) with their grid as they are stored."""
+    return Int4Weight(
+        codes=codes.to(torch.uint8).cpu().numpy(),
         scales=grid.scales.half().cpu().numpy(),
         zeros=grid.zeros.to(torch.uint8).cpu().numpy(),
     )
-    return stored, decode(codes, grid).reshape(weight.shape)

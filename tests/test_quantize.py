@@ -20,6 +20,7 @@ from edgevl.models.names import text_parts
 from edgevl.safetensors_file import SafetensorsFile
 from edgevl.weights import FloatWeight, Int4Weight, dequantize, quantize_int4
 from quantize.awq import quantize_block
+from quantize.feedback import round_with_feedback
 from quantize.groups import block_table
 from quantize.job import quantize
 from quantize.measure import compare
@@ -296,3 +297,60 @@ def test_perplexity_equals_that_of_transformers(tmp_path: Path) -> None:
         logits = judge(ids).logits[:, :-1, : checkpoint.config.tokens.size]
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[2]), ids[:, 1:].reshape(-1))
     assert compare(checkpoint, checkpoint, text).perplexity_original == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+# -- rounding that makes up for its errors ----------------------------------------------------------------------------
+
+
+def gram_and_weight(seed: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Second moments of strongly correlated inputs, and a weight."""
+    random = np.random.RandomState(seed)
+    x = torch.from_numpy((random.standard_normal((512, k)) @ random.standard_normal((k, k))).astype(np.float32))
+    return x.T @ x / len(x), torch.from_numpy(random.standard_normal((n, k)).astype(np.float32))
+
+
+@pytest.mark.parametrize(("group_size", "symmetric", "k"), [(32, False, 96), (64, True, 192), (128, False, 256)])
+@torch.inference_mode()
+def test_feedback_loses_less_output(group_size: int, symmetric: bool, k: int) -> None:
+    gram, weight = gram_and_weight(1, 40, k)
+    scheme = Scheme(group_size, symmetric)
+    clip = (torch.full((40, k // group_size), 0.9),) * 2
+    errors = []
+    for stored, values in (
+        round_weight(weight, scheme, clip),
+        round_with_feedback(weight, scheme, clip, gram),
+    ):
+        lost = values - weight
+        errors.append(float(((lost @ gram) * lost).sum()))
+        assert np.array_equal(dequantize(stored), values.numpy())
+        assert not symmetric or (stored.zeros == 8).all()
+    assert errors[1] < 0.5 * errors[0], errors
+
+
+@torch.inference_mode()
+def test_feedback_without_correlation_is_rounding() -> None:
+    _, weight = gram_and_weight(2, 8, 64)
+    plain, _ = round_weight(weight, Scheme(32, False))
+    stored, _ = round_with_feedback(weight, Scheme(32, False), None, torch.eye(64))
+    assert np.array_equal(stored.codes, plain.codes)
+
+
+@torch.inference_mode()
+def test_feedback_with_inputs_never_seen() -> None:
+    gram, weight = gram_and_weight(3, 8, 64)
+    gram[5], gram[:, 5] = 0, 0
+    stored, values = round_with_feedback(weight, Scheme(32, False), None, gram)
+    assert torch.isfinite(values).all()
+    with pytest.raises(EdgevlError, match="no usable second moments"):
+        round_with_feedback(weight, Scheme(32, False), None, -gram)
+
+
+@torch.inference_mode()
+def test_whole_moments_hold_the_groups_moments() -> None:
+    config, block, hidden = block_with_outliers(Sizes())
+    weights = JoinedTensors(block_table(config, 0).parts, block)
+    plain = observed(config, block, hidden, 32)
+    whole = observe_block(config.text, 0, weights, hidden, 32, 3, 0, torch.empty_like(hidden), "cpu", True)
+    for name, moments in plain.moments.items():
+        assert torch.allclose(whole.moments[name], moments, rtol=1e-4, atol=1e-5)
+        assert torch.equal(whole.gram[name][32:64, 32:64], whole.moments[name][1])

@@ -1,0 +1,61 @@
+"""Rounding that makes up for itself: what one column loses is taken back by the columns that are still to be rounded.
+
+Source: Frantar et al. 2022, "GPTQ" (arXiv 2210.17323), here on weights that AWQ has scaled and within the ranges that
+its clips chose. Knows matrices, and nothing of models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevl.errors import EdgevlError
+from edgevl.weights import Int4Weight
+from quantize.rounding import Scheme, decode, fit_grid, grouped, stored_weight
+
+_DAMPING = 0.01  # of the mean of the diagonal, so that the inverse exists
+_TOGETHER = 128  # columns whose corrections reach the rest at once
+
+
+def round_with_feedback(
+    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None, gram: Tensor
+) -> tuple[Int4Weight, Tensor]:
+    """(N, K) -> what is stored, and the f32 values (N, K) it stands for.
+
+    `gram` (K, K): mean of x·xᵀ over the inputs x of the linear; what is made small is tr(Δ·gram·Δᵀ) of the error Δ.
+    `clip`: (low, high) of each group. Scale and zero of each group are fixed before the first column is rounded.
+    Raises `EdgevlError` when `gram` has no inverse even with damping.
+    """
+    grid = fit_grid(grouped(weight, scheme.group_size), scheme.symmetric, *(clip or (1.0, 1.0)))
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    factor = _inverse_factor(gram[order][:, order])
+    group = order // scheme.group_size
+    scales, zeros = grid.scales[:, group], grid.zeros[:, group]  # (N, K)
+    left = weight[:, order].clone()
+    codes = torch.empty_like(left)
+    for begin in range(0, left.shape[1], _TOGETHER):
+        span = slice(begin, min(begin + _TOGETHER, left.shape[1]))
+        now, inner = left[:, span], factor[span, span]
+        errors = torch.empty_like(now)
+        for j in range(now.shape[1]):
+            scale, zero = scales[:, begin + j], zeros[:, begin + j]
+            code = ((now[:, j] / scale).round() + zero).clamp(0, 15)
+            codes[:, begin + j] = code
+            errors[:, j] = (now[:, j] - (code - zero) * scale) / inner[j, j]
+            now[:, j + 1 :] -= errors[:, j : j + 1] * inner[j, j + 1 :]
+        left[:, span.stop :] -= errors @ factor[span, span.stop :]
+    back = torch.empty_like(codes)
+    back[:, order] = codes
+    return stored_weight(back, grid), decode(grouped(back, scheme.group_size), grid).reshape(weight.shape)
+
+
+def _inverse_factor(gram: Tensor) -> Tensor:
+    """Upper U with UᵀU = gram⁻¹; inputs that were never seen count as independent and small."""
+    gram = gram.clone()
+    size = gram.diagonal().mean().clamp(min=1e-30)
+    gram.diagonal().add_(_DAMPING * size)
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        raise EdgevlError("the calibration inputs of a linear have no usable second moments; calibrate on more data")
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return factor
