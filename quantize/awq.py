@@ -33,6 +33,9 @@ _FINALISTS = 6  # of the candidates tried on few tokens, those tried again on al
 _SHRINKS = 10  # steps of 5 % of the range: 0..45 %
 
 
+GramOf = Callable[[str, dict[str, Tensor]], Tensor]
+
+
 @dataclass(frozen=True)
 class GroupReport:
     """What was chosen for one scale group. Errors are relative: squared error / squared output."""
@@ -84,12 +87,14 @@ def quantize_block(
     scheme: Scheme,
     store_as: Callable[[str, Tensor], Tensor],
     tick: Callable[[str], None] = lambda _: None,
+    gram_of: GramOf | None = None,
 ) -> BlockResult:
     """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them; neither is changed.
 
-    Rounding makes up for its errors where `seen` holds whole second moments. `store_as(name, tensor)` rounds a float
-    tensor to the dtype that it will be stored in. `tick(name)` is called after each of the table's groups, after the
-    clips and after the rounding.
+    `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called
+    after each of the table's groups, after the clips and after the rounding. With `gram_of(part, tensors)`, which gives
+    the mean of x·xᵀ of a part's inputs when the block computes with `tensors`, rounding makes up for its errors, those of
+    the parts before included.
     """
     now = dict(tensors)
     result = BlockResult({}, {}, now)
@@ -109,7 +114,7 @@ def quantize_block(
     for joined in table.parts:
         if joined.kind != "linear":
             continue
-        gram = _divided_whole(seen.gram.get(joined.name), divisors.get(joined.name))
+        gram = None if gram_of is None else gram_of(joined.name, now)
         for linear in joined.sources:
             name = f"{linear}.weight"
             if gram is None:
@@ -248,11 +253,6 @@ def _divided(moments: Tensor, divisor: Tensor | None, group_size: int) -> Tensor
         return moments
     inverse = (1.0 / divisor).reshape(-1, group_size)
     return moments * inverse[:, :, None] * inverse[:, None, :]
-
-
-def _divided_whole(gram: Tensor | None, divisor: Tensor | None) -> Tensor | None:
-    """The same for all second moments (K, K)."""
-    return gram if gram is None or divisor is None else gram / divisor[:, None] / divisor[None, :]
 
 
 def _search_clip(

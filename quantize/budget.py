@@ -21,9 +21,10 @@ def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
     held = settings.samples * settings.length * c * 4  # hidden states
     block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
-    if settings.effort != "fast":  # second moments of all inputs, and four more of the widest while it is inverted
-        block += (2 * c * c + (config.heads * config.head_dim) ** 2 + 5 * f * f) * 2
-    fixed = held + 2 * block + _COPIES * 2 * f * c * 4 + SAMPLE_TOKENS * (3 * c + f) * 4
+    search = _COPIES * 2 * f * c * 4
+    if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
+        search = max(search, 5 * f * f * 4 + 3 * f * c * 4)
+    fixed = held + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
     each = settings.length * (4 * f + 2 * qkv + 6 * c) * 4
     if settings.max_memory is None:
         return max(1, min(settings.samples, _AT_EASE // each))

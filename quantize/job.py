@@ -32,7 +32,7 @@ from quantize.awq import BlockResult, quantize_block
 from quantize.budget import check_disk, sequences_at_once
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable, block_table
-from quantize.observe import observe_block, run_block
+from quantize.observe import input_gram, observe_block, run_block
 from quantize.output import KEPT, write_output
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
@@ -137,7 +137,6 @@ def _one_block(
         settings.seed + layer,
         wanted,
         device,
-        settings.effort != "fast",
     )
     tick("search")
 
@@ -146,8 +145,13 @@ def _one_block(
             return tensor
         return tensor.clamp(-65504.0, 65504.0).half().float()
 
+    def gram_of(part: str, values: dict[str, Tensor]) -> Tensor:
+        return input_gram(config, layer, JoinedTensors(table.parts, values), hidden, chunk, part, device)
+
     scheme = Scheme(settings.group_size, settings.scheme == "sym")
-    result = quantize_block(config, table, tensors, seen, scheme, store_as, tick)
+    result = quantize_block(
+        config, table, tensors, seen, scheme, store_as, tick, None if settings.effort == "fast" else gram_of
+    )
     run_block(config, layer, JoinedTensors(table.parts, result.values), hidden, chunk, hidden, device)
     if not torch.isfinite(hidden).all():
         raise EdgevlError(

@@ -7,6 +7,7 @@ inputs themselves for a sample of tokens. Memory does not grow with the number o
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -26,18 +27,16 @@ class Observations:
 
     mean_abs: dict[str, Tensor] = field(default_factory=dict)  # (K,)
     moments: dict[str, Tensor] = field(default_factory=dict)  # (K/Q, Q, Q): mean of x·xᵀ inside each group
-    gram: dict[str, Tensor] = field(default_factory=dict)  # (K, K): mean of x·xᵀ, where it was asked for
     sample: dict[str, Tensor] = field(default_factory=dict)  # (B, S, K); whole sequences where attention is measured
     trial: dict[str, Tensor] = field(default_factory=dict)  # a smaller one
 
 
 class _Collector:
-    """The observer that `TorchOps` calls."""
+    """The observer that `TorchOps` calls; sums in f64 across chunks."""
 
-    def __init__(self, layer: int, group_size: int, length: int, rows: Tensor, whole: bool) -> None:
-        """`rows`: sorted indices of the sampled tokens among all of them; `whole`: keep `gram` too."""
+    def __init__(self, layer: int, group_size: int, length: int, rows: Tensor) -> None:
+        """`rows`: sorted indices of the sampled tokens among all of them."""
         self.seen = Observations()
-        self._whole = whole
         self._group, self._length, self._rows = group_size, length, rows
         self._sequences = -(-min(SAMPLE_TOKENS, rows.numel()) // length)  # whole ones, for attention
         self._attention_input = f"layers.{layer}.qkv"
@@ -47,19 +46,16 @@ class _Collector:
         self._offset: dict[str, int] = {}
 
     def __call__(self, name: str, x: Tensor) -> None:
-        if self._whole:
-            squares = x.T @ x
-        else:
-            groups = x.reshape(x.shape[0], -1, self._group).transpose(0, 1)  # (K/Q, rows, Q)
-            squares = groups.transpose(1, 2) @ groups
+        groups = x.reshape(x.shape[0], -1, self._group).transpose(0, 1)  # (K/Q, rows, Q)
+        moments = groups.transpose(1, 2) @ groups
         begin = self._offset.get(name, 0)
         self._offset[name] = end = begin + x.shape[0]
         sums = x.abs().sum(dim=0).double()
         if begin == 0:
-            self._sums[name], self._squares[name], self._kept[name] = sums, squares, []
+            self._sums[name], self._squares[name], self._kept[name] = sums, moments.double(), []
         else:
             self._sums[name] += sums
-            self._squares[name] += squares
+            self._squares[name] += moments
         if name == self._attention_input:
             wanted = x[: max(self._sequences * self._length - begin, 0)]
         else:
@@ -70,12 +66,7 @@ class _Collector:
     def finish(self) -> Observations:
         for name, total in self._offset.items():
             self.seen.mean_abs[name] = (self._sums[name] / total).float()
-            squares = self._squares[name] / total
-            if self._whole:
-                self.seen.gram[name] = squares
-                blocks = squares.reshape(len(squares) // self._group, self._group, -1, self._group)
-                squares = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
-            self.seen.moments[name] = squares
+            self.seen.moments[name] = (self._squares[name] / total).float()
             kept = torch.cat(self._kept[name])
             if name == self._attention_input:
                 x = kept.reshape(-1, self._length, kept.shape[1])
@@ -120,15 +111,50 @@ def observe_block(
     seed: int,
     into: Tensor,
     device: str = "cpu",
-    whole: bool = False,
 ) -> Observations:
     """Run all hidden states (B, S, C) through the unquantized block and gather what the search needs.
 
-    `whole` gathers `gram` too. `into` takes the block's output for the first sequences.
+    `into` takes the block's output for the first sequences.
     """
     total = hidden.shape[0] * hidden.shape[1]
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(total, generator=generator)[:SAMPLE_TOKENS].sort().values
-    collector = _Collector(layer, group_size, hidden.shape[1], rows, whole)
+    collector = _Collector(layer, group_size, hidden.shape[1], rows)
     run_block(config, layer, weights, hidden, chunk, into, device, collector)
     return collector.finish()
+
+
+def input_gram(
+    config: TextConfig,
+    layer: int,
+    weights: Callable[[str], PartWeight],
+    hidden: Tensor,
+    chunk: int,
+    part: str,
+    device: str = "cpu",
+) -> Tensor:
+    """Mean of x·xᵀ (K, K) over the inputs x of `part` when all hidden states (B, S, C) enter the block.
+
+    `weights` may hold what is rounded already: then it is the quantized path's inputs. The block is left at `part`.
+    """
+    total: Tensor | None = None
+
+    def observe(name: str, x: Tensor) -> None:
+        nonlocal total
+        if name == part:
+            squares = x.T @ x
+            total = squares if total is None else total.add_(squares)
+            raise _Enough
+
+    ops = TorchOps(weights, hidden.shape[1], observe)
+    for begin in range(0, hidden.shape[0], chunk):
+        x = hidden[begin : begin + chunk]
+        step = batch_step(torch.zeros(x.shape[:2], dtype=torch.int64, device=device))
+        with suppress(_Enough):
+            decoder_block(ops, config, x.reshape(-1, x.shape[2]).to(device), step, layer)
+    assert total is not None, part
+    return total / (hidden.shape[0] * hidden.shape[1])
+
+
+class _Enough(Exception):  # noqa: N818
+    """The rest of the block is not needed."""
