@@ -91,9 +91,9 @@ def quantize_block(
 ) -> BlockResult:
     """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them; neither is changed.
 
-    `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called
-    after each of the table's groups, after the clips and after the rounding. With `gram_of(part, tensors)`, which gives
-    the mean of x·xᵀ of a part's inputs when the block computes with `tensors`, rounding makes up for its errors, those of
+    `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called after
+    each of the table's groups, after the clips and after the rounding. With `gram_of(part, tensors)`, which gives the
+    mean of x·xᵀ of a part's inputs when the block computes with `tensors`, rounding makes up for its errors, those of
     the parts before included.
     """
     now = dict(tensors)
