@@ -19,7 +19,9 @@ from training.plan import PLANS
 @click.option("--stage", type=click.Choice(["tower", "reader", "all"]), default="all", show_default=True)
 @click.option("--tower-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
 @click.option("--reader-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
-@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from these demo_eyes.safetensors.")
+@click.option(
+    "--start", type=click.Path(path_type=Path, exists=True), help="Begin with these weights, not random ones."
+)
 @click.option("--threads", type=int, help="Of torch; default: all cores.")
 def main(
     folder: Path,

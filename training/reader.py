@@ -45,7 +45,7 @@ def train_reader(
 ) -> Reader:
     """Train until `plan.reader_steps`, going on from the folder's state, and give the updated language model.
 
-    Without such state it begins with the folder's finished tower, or with `start`, what an earlier run exported.
+    Without such state it begins with the folder's finished tower, or else with `start`, what an earlier run exported.
     """
     reader = Reader(checkpoint.config, CheckpointParts(checkpoint), plan.rank, device).to(device)
     modules = [eyes, reader]
@@ -55,12 +55,11 @@ def train_reader(
     groups = [{"params": params, "share": share} for params, share in shares]
     optimizer = torch.optim.AdamW(groups, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0)
     place = load(folder, "reader", modules, optimizer)
-    if place is None and start is not None:
-        restore(start, eyes, reader)
-        place = {"step": 0, "pictures": 1 << 25}
-    elif place is None:
+    if place is None:
+        if start is not None:
+            restore(start, eyes, reader)
         tower_place = load(folder, "tower", [eyes])
-        if tower_place is None or tower_place["step"] < plan.tower_steps:
+        if (tower_place is None and start is None) or (tower_place and tower_place["step"] < plan.tower_steps):
             raise UsageError(f"{folder} holds no finished tower; run --stage tower first, or name its --tower-steps")
         place = {"step": 0, "pictures": 1 << 24}
     labels = LabelMaker(checkpoint)
