@@ -93,7 +93,7 @@ class TorchOps:
     def rope_write(self, qkv: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
         h, g, d = config.heads, config.kv_heads, config.head_dim
         heads = qkv.reshape(-1, h + 2 * g, d)  # (T, H+2G, D)
-        cos, sin = self._rotation(step.positions, config)
+        cos, sin = (turn.to(qkv.dtype) for turn in self._rotation(step.positions, config))
         first, second = heads[:, : h + g, : d // 2], heads[:, : h + g, d // 2 :]
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
         self._cache = {layer: (self._by_sequence(turned[:, h:]), self._by_sequence(heads[:, h + g :]))}

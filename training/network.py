@@ -212,15 +212,6 @@ class TrainingOps(TorchOps):
         a, b = self._updates[layer.name]
         return torch.addmm(y, functional.linear(x, a.to(x.dtype)), b.to(x.dtype).t())
 
-    def rope_write(self, qkv: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
-        h, g, d = config.heads, config.kv_heads, config.head_dim
-        heads = qkv.reshape(-1, h + 2 * g, d)
-        cos, sin = (t.to(qkv.dtype) for t in self._rotation(step.positions, config))
-        first, second = heads[:, : h + g, : d // 2], heads[:, : h + g, d // 2 :]
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
-        self._cache = {layer: (self._by_sequence(turned[:, h:]), self._by_sequence(heads[:, h + g :]))}
-        return turned[:, :h].reshape(-1, h * d)
-
     def attention(self, q: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
         keys, values = self._cache[layer]
         share = config.heads // config.kv_heads
