@@ -21,7 +21,7 @@ from torch import Tensor
 from edgevl.config import TextConfig
 from edgevl.errors import EdgevlError
 from edgevl.weights import Int4Weight
-from quantize.feedback import round_with_feedback
+from quantize.feedback import feedback, round_with_feedback
 from quantize.groups import BlockTable, ScaleGroup
 from quantize.observe import Observations
 from quantize.part_tensors import JoinedTensors
@@ -114,13 +114,13 @@ def quantize_block(
     for joined in table.parts:
         if joined.kind != "linear":
             continue
-        gram = None if gram_of is None else gram_of(joined.name, now)
+        given = None if gram_of is None else feedback(gram_of(joined.name, now))
         for linear in joined.sources:
             name = f"{linear}.weight"
-            if gram is None:
+            if given is None:
                 result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
             else:
-                result.linears[linear], now[name] = round_with_feedback(now[name], scheme, clips.get(linear), gram)
+                result.linears[linear], now[name] = round_with_feedback(now[name], scheme, clips.get(linear), given)
     tick("round")
     return result
 

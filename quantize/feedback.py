@@ -6,6 +6,8 @@ its clips chose. Knows matrices, and nothing of models.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,18 +19,30 @@ _DAMPING = 0.01  # of the mean of the diagonal, so that the inverse exists
 _TOGETHER = 128  # columns whose corrections reach the rest at once
 
 
+@dataclass(frozen=True)
+class Feedback:
+    """How errors are handed on among the columns of all linears that read one input; made by `feedback`."""
+
+    order: Tensor  # (K,) columns, the one whose input is largest first
+    factor: Tensor  # (K, K), in that order: upper U with UᵀU = gram⁻¹
+
+
+def feedback(gram: Tensor) -> Feedback:
+    """From the mean (K, K) of x·xᵀ over the inputs x. Raises `EdgevlError` when it has no inverse even with damping."""
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    return Feedback(order, _inverse_factor(gram[order][:, order]))
+
+
 def round_with_feedback(
-    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None, gram: Tensor
+    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None, given: Feedback
 ) -> tuple[Int4Weight, Tensor]:
     """(N, K) -> what is stored, and the f32 values (N, K) it stands for.
 
-    `gram` (K, K): mean of x·xᵀ over the inputs x of the linear; what is made small is tr(Δ·gram·Δᵀ) of the error Δ.
-    `clip`: (low, high) of each group. Scale and zero of each group are fixed before the first column is rounded.
-    Raises `EdgevlError` when `gram` has no inverse even with damping.
+    What is made small is tr(Δ·gram·Δᵀ) of the error Δ. `clip`: (low, high) of each group. Scale and zero of each group
+    are fixed before the first column is rounded.
     """
     grid = fit_grid(grouped(weight, scheme.group_size), scheme.symmetric, *(clip or (1.0, 1.0)))
-    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(gram[order][:, order])
+    order, factor = given.order, given.factor
     group = order // scheme.group_size
     scales, zeros = grid.scales[:, group], grid.zeros[:, group]  # (N, K)
     left = weight[:, order].clone()
@@ -50,8 +64,7 @@ def round_with_feedback(
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """Upper U with UᵀU = gram⁻¹; inputs that were never seen count as independent and small."""
-    gram = gram.clone()
+    """Upper U with UᵀU = gram⁻¹, `gram` damped in place; inputs never seen count as independent and small."""
     size = gram.diagonal().mean().clamp(min=1e-30)
     gram.diagonal().add_(_DAMPING * size)
     lower, failed = torch.linalg.cholesky_ex(gram)

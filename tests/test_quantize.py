@@ -20,7 +20,7 @@ from edgevl.models.names import text_parts
 from edgevl.safetensors_file import SafetensorsFile
 from edgevl.weights import FloatWeight, Int4Weight, dequantize, quantize_int4
 from quantize.awq import quantize_block
-from quantize.feedback import round_with_feedback
+from quantize.feedback import feedback, round_with_feedback
 from quantize.groups import block_table
 from quantize.job import quantize
 from quantize.measure import compare
@@ -318,7 +318,7 @@ def test_feedback_loses_less_output(group_size: int, symmetric: bool, k: int) ->
     errors = []
     for stored, values in (
         round_weight(weight, scheme, clip),
-        round_with_feedback(weight, scheme, clip, gram),
+        round_with_feedback(weight, scheme, clip, feedback(gram)),
     ):
         lost = values - weight
         errors.append(float(((lost @ gram) * lost).sum()))
@@ -331,7 +331,7 @@ def test_feedback_loses_less_output(group_size: int, symmetric: bool, k: int) ->
 def test_feedback_without_correlation_is_rounding() -> None:
     _, weight = gram_and_weight(2, 8, 64)
     plain, _ = round_weight(weight, Scheme(32, False))
-    stored, _ = round_with_feedback(weight, Scheme(32, False), None, torch.eye(64))
+    stored, _ = round_with_feedback(weight, Scheme(32, False), None, feedback(torch.eye(64)))
     assert np.array_equal(stored.codes, plain.codes)
 
 
@@ -339,10 +339,10 @@ def test_feedback_without_correlation_is_rounding() -> None:
 def test_feedback_with_inputs_never_seen() -> None:
     gram, weight = gram_and_weight(3, 8, 64)
     gram[5], gram[:, 5] = 0, 0
-    _, values = round_with_feedback(weight, Scheme(32, False), None, gram)
+    _, values = round_with_feedback(weight, Scheme(32, False), None, feedback(gram))
     assert torch.isfinite(values).all()
     with pytest.raises(EdgevlError, match="no usable second moments"):
-        round_with_feedback(weight, Scheme(32, False), None, -gram)
+        feedback(-gram)
 
 
 @torch.inference_mode()

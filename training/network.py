@@ -24,11 +24,11 @@ from edgevl.ops import Linear, Norm, Step
 from quantize.part_tensors import CheckpointParts, JoinedTensors
 from quantize.torch_ops import NamedLinear, TorchOps
 
+# what `Eyes.dense_loss` counts: characters off the patches, off the image tokens; words; things; colours
+MEASURED = ("characters", "ordered", "words", "things", "colours")
 _SMALL = torch.bfloat16
 _CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
 _NEGATIVES = 6144  # other words of the vocabulary that a written one is told from
-# what `Eyes.dense_loss` counts: characters off the patches, off the image tokens; words; things; colours
-MEASURED = ("characters", "ordered", "words", "things", "colours")
 _SHARPNESS = 2.0  # of that choice
 _UNWRITTEN = 0.1  # weight of places where nothing is written
 _ADAPTED = ("qkv", "o", "gate_up", "down")
@@ -139,7 +139,7 @@ class Reader(nn.Module):
 
     def __init__(self, config: ModelConfig, weights: CheckpointParts, rank: int, device: str) -> None:
         super().__init__()
-        self.config, self.rank = config, rank
+        self.config = config
         self._frozen: dict[str, Tensor] = {}
         for part in text_parts(config):
             self._frozen[part.name] = weights(part.name)[0].to(_SMALL).to(device)
