@@ -1,7 +1,7 @@
 """Fonts from Python packages, and which split may use which: a face seen in training is never tested.
 
-All are free: Roboto and Caladea under Apache-2.0, DejaVu (inside matplotlib) under its own permissive licence, the rest
-under the SIL Open Font License 1.1. Those of the tests come with the extra "demo", the others with "train".
+All are free: Roboto and Caladea under Apache-2.0, DejaVu (inside matplotlib) and XCharter under Bitstream's permissive licences,
+Ubuntu under the Ubuntu Font Licence 1.0, the rest under the SIL Open Font License 1.1. Those of the tests come with the extra "demo", the others with "train".
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ _FACES: dict[str, dict[str, tuple[str, ...]]] = {
             *("DejaVuSerif-Italic", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol"),
             *("STIXGeneralItalic",),
         ),
+        "rendercv_fonts": tuple(
+            f"{family}/{family.replace(' ', '')}-{style}"
+            for family in (
+                *("EB Garamond", "Gentium Book Plus", "Noto Sans", "Open Sans", "Open Sauce Sans", "Poppins", "Raleway"),
+                *("Ubuntu", "XCharter"),
+            )
+            for style in ("Regular", "Bold", "Italic", "BoldItalic")
+        ),
     },
     "validation": {"font_manrope": ("Manrope-Regular", "Manrope-Medium", "Manrope-Bold")},
     "test": {
@@ -43,6 +51,9 @@ _FACES: dict[str, dict[str, tuple[str, ...]]] = {
         "font_source_serif_pro": ("SourceSerifPro-Regular", "SourceSerifPro-Semibold"),
     },
 }
+
+# where a package keeps them
+_FOLDERS = {"matplotlib": Path("mpl-data", "fonts", "ttf"), "rendercv_fonts": Path()}
 
 
 @lru_cache(maxsize=4)
@@ -63,7 +74,7 @@ def _find(package: str, face: str, extra: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("the rendered pictures", package.replace("_", "-"), extra)
     root = Path(spec.submodule_search_locations[0])
-    folder = root / "mpl-data" / "fonts" / "ttf" if package == "matplotlib" else root / "files"
+    folder = root / _FOLDERS.get(package, "files")
     for suffix in (".ttf", ".otf"):
         if (found := folder / (face + suffix)).is_file():
             return found
