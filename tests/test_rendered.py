@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from calibration.rendered import KINDS, SPLITS, measured_pictures, rendered_picture, score
+from calibration.rendered import KINDS, PAGE, SPLITS, measured_pictures, rendered_picture, score
 from calibration.rendered import fonts as fonts_module
 from calibration.rendered.drawing import Canvas, _combinations
 from calibration.rendered.fonts import font_files
@@ -34,6 +34,13 @@ def test_every_kind_of_every_split(kind: str, split: str) -> None:
         for question in made.questions:
             assert question.answer.strip() == question.answer and question.question[-1] in "?."
             assert set(question.answer) <= set(CHARACTERS) | {" ", "\n"}
+
+
+def test_pages_are_full_of_text() -> None:
+    made = [rendered_picture("train", seed, PAGE) for seed in range(6)]
+    assert all(one.kind == PAGE and not one.questions for one in made)
+    written = [int((one.characters > 0).sum()) for one in made]
+    assert min(written) > 60 and sum(written) > 6 * 120
 
 
 def test_a_seed_is_a_picture() -> None:

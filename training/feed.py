@@ -18,7 +18,7 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from calibration.rendered import Question, Rendered, rendered_picture
+from calibration.rendered import PAGE, Question, Rendered, rendered_picture
 from calibration.rendered.fonts import font_files
 from calibration.rendered.picture import Text
 from edgevl.config import TilingConfig
@@ -54,13 +54,16 @@ def see(rendered: Rendered, tile_size: int = 256) -> Seen:
 
 
 class Feed:
-    """Endless batches of training pictures. `first` is the number of the first picture, for resuming."""
+    """Endless batches of training pictures.
 
-    def __init__(self, workers: int, first: int, reuse: int, keep: int = 4096) -> None:
+    `first` is the number of the first picture, for resuming; of five pictures, `pages` are pages full of text.
+    """
+
+    def __init__(self, workers: int, first: int, reuse: int, pages: int = 0, keep: int = 4096) -> None:
         context = multiprocessing.get_context("fork")
         self._queue: Queue[list[Seen]] = context.Queue(maxsize=4 * workers)
         self._processes = [
-            context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK), daemon=True)
+            context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK, pages), daemon=True)
             for i in range(workers)
         ]
         font_files("train")  # says here what is missing, not in a worker
@@ -103,10 +106,11 @@ class Feed:
             process.terminate()
 
 
-def _work(queue: Queue[Any], first: int, stride: int) -> None:
+def _work(queue: Queue[Any], first: int, stride: int, pages: int) -> None:
     os.nice(5)
     while True:
-        queue.put([see(rendered_picture("train", first + i)) for i in range(_CHUNK)])
+        numbers = range(first, first + _CHUNK)
+        queue.put([see(rendered_picture("train", n, PAGE if n % 5 < pages else None)) for n in numbers])
         first += stride
 
 

@@ -18,6 +18,7 @@ class Plan:
     reader_batch: int  # pictures, each with as many questions as fit
     reader_rate: float
     reader_reuse: int
+    tower_pages: int = 3  # of five pictures, how many are pages full of text
     length: int = 224  # tokens of a training sequence
     rank: int = 16  # of the language model's updates
     workers: int = 1  # processes that render
@@ -27,7 +28,7 @@ class Plan:
 
 PLANS = {
     # two cores with bf16: expect 2 hours for the tower and 9 for the reader; never run to its end
-    "cpu": Plan(9000, 32, 1e-3, 2, 12000, 8, 7e-4, 1),
+    "cpu": Plan(9000, 32, 1e-3, 4, 12000, 8, 7e-4, 1),
     # one data-centre GPU and 16 cores, about half an hour
     "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, rank=32, workers=14),
     # the test suite's: seconds

@@ -34,7 +34,7 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
         return
     maker = LabelMaker(checkpoint)
     journal, checks = Journal(folder, "tower"), list(held_out(plan.checked))
-    feed = Feed(plan.workers, place["pictures"], plan.tower_reuse)
+    feed = Feed(plan.workers, place["pictures"], plan.tower_reuse, plan.tower_pages)
     try:
         counts, losses, began = torch.zeros(2 * len(MEASURED)), 0.0, time.monotonic()
         first = place["step"]

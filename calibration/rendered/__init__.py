@@ -7,7 +7,7 @@ extras "demo" (tests) and "train", and nothing else beyond Pillow and numpy.
 from calibration.rendered.drawing import SPLITS
 from calibration.rendered.measured import measured_pictures
 from calibration.rendered.picture import Question, Rendered
-from calibration.rendered.render import KINDS, rendered_picture
+from calibration.rendered.render import KINDS, PAGE, rendered_picture
 from calibration.rendered.scoring import Score, score
 
-__all__ = ["KINDS", "SPLITS", "Question", "Rendered", "Score", "measured_pictures", "rendered_picture", "score"]
+__all__ = ["KINDS", "PAGE", "SPLITS", "Question", "Rendered", "Score", "measured_pictures", "rendered_picture", "score"]

@@ -25,11 +25,12 @@ def paper(random: RandomState, split: str) -> tuple[Canvas, RGB]:
     size = (int(random.randint(240, 273)), int(random.randint(240, 273)))
     if random.random_sample() < 0.85:
         light = int(random.randint(215, 256))
-        return Canvas(random, split, size, _rgb(random, light - 8, light + 1), "white"), _rgb(random, 0, 80)
-    return Canvas(random, split, size, _rgb(random, 10, 60), "black"), _rgb(random, 210, 256)
+        return Canvas(random, split, size, rgb(random, light - 8, light + 1), "white"), rgb(random, 0, 80)
+    return Canvas(random, split, size, rgb(random, 10, 60), "black"), rgb(random, 210, 256)
 
 
-def _rgb(random: RandomState, low: int, high: int) -> RGB:
+def rgb(random: RandomState, low: int, high: int) -> RGB:
+    """Any colour with all of red, green and blue in [low, high)."""
     r, g, b = (int(v) for v in random.randint(low, high, size=3))
     return r, g, b
 

@@ -1,7 +1,8 @@
 """Fonts from Python packages, and which split may use which: a face seen in training is never tested.
 
-All are free: Roboto and Caladea under Apache-2.0, DejaVu (inside matplotlib) and XCharter under Bitstream's permissive licences,
-Ubuntu under the Ubuntu Font Licence 1.0, the rest under the SIL Open Font License 1.1. Those of the tests come with the extra "demo", the others with "train".
+All are free: Roboto and Caladea under Apache-2.0, DejaVu (inside matplotlib) and XCharter under Bitstream's permissive
+licences, Ubuntu under the Ubuntu Font Licence 1.0, the rest under the SIL Open Font License 1.1. Those of the tests
+come with the extra "demo", the others with "train".
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ _FACES: dict[str, dict[str, tuple[str, ...]]] = {
         "rendercv_fonts": tuple(
             f"{family}/{family.replace(' ', '')}-{style}"
             for family in (
-                *("EB Garamond", "Gentium Book Plus", "Noto Sans", "Open Sans", "Open Sauce Sans", "Poppins", "Raleway"),
+                *(
+                    "EB Garamond",
+                    "Gentium Book Plus",
+                    "Noto Sans",
+                    "Open Sans",
+                    "Open Sauce Sans",
+                    "Poppins",
+                    "Raleway",
+                ),
                 *("Ubuntu", "XCharter"),
             )
             for style in ("Regular", "Bold", "Italic", "BoldItalic")

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from calibration.rendered.documents import form, lines, receipt, sign, table
 from calibration.rendered.drawing import SPLITS, Canvas, spoil
 from calibration.rendered.figures import bars, curve, pie
+from calibration.rendered.pages import page
 from calibration.rendered.panels import display, gauge
 from calibration.rendered.picture import Question, Rendered
 from calibration.rendered.scenes import frames, scene
@@ -21,6 +22,7 @@ _DRAWERS = {
     **{"bars": bars, "curve": curve, "pie": pie, "display": display, "gauge": gauge, "scene": scene},
 }
 KINDS = (*_DRAWERS, "frames")
+PAGE = "page"  # has no questions and comes only when it is named
 # how often each kind comes in training, out of their sum
 _SHARES = (20, 8, 12, 12, 9, 8, 6, 5, 6, 10, 12, 3)
 _ASKS_CAPTION = (
@@ -38,14 +40,14 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     The same arguments give the same picture with the same versions of Pillow and of the fonts. Raises `UsageError` for
     an unknown split or kind, `MissingExtraError` without the fonts.
     """
-    if split not in SPLITS or (kind is not None and kind not in KINDS):
+    if split not in SPLITS or (kind is not None and kind not in (*KINDS, PAGE)):
         raise UsageError(f"{split!r} or {kind!r} is unknown; splits are {', '.join(SPLITS)}, kinds {', '.join(KINDS)}")
     random = RandomState(np.array([seed, SPLITS.index(split)], np.uint32))
     kind = kind or str(random.choice(KINDS, p=np.array(_SHARES) / sum(_SHARES)))
     if kind == "frames":
         canvases, caption, asked = frames(random, split)
     else:
-        canvas, caption, asked = _DRAWERS[kind](random, split)
+        canvas, caption, asked = (page if kind == PAGE else _DRAWERS[kind])(random, split)
         canvases = [canvas]
     if random.random_sample() < 0.6:
         degrees = float(random.uniform(-3, 3))
@@ -60,7 +62,8 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     pictures = tuple(_camera(random, canvas, blur, quality) for canvas in canvases)
     asks = _ASKS_CAPTION[int(random.randint(len(_ASKS_CAPTION)))]
     described = Question("other", asks, caption)
-    return Rendered(kind, pictures, (*asked, described), canvases[0].texts(), characters, things, colours)
+    questions = (*asked, described) if kind != PAGE else ()
+    return Rendered(kind, pictures, questions, canvases[0].texts(), characters, things, colours)
 
 
 def _camera(random: RandomState, canvas: Canvas, blur: float, quality: int) -> Image.Image:
