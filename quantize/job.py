@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,11 @@ from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
 from quantize.rounding import Scheme
 from quantize.settings import QuantizeSettings, choose_group_size
+from quantize.tune import tune
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
+TUNED = 4  # times as many sequences are tuned on as scales and clips are searched on
 _JUDGED = 4  # sequences on which a block's output error is reported
 
 
@@ -70,8 +72,14 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         for table in tables[done:]:
             _one_block(checkpoint, table, hidden, settings, partial, progress, len(tables))
 
+    tuning = None
+    if settings.effort == "best":
+        more = _samples(checkpoint, replace(settings, samples=TUNED * settings.samples))
+        tuning = tune(checkpoint, tables, partial, more, settings.device, progress)
     report = _report(checkpoint, settings, samples, [partial.block_report(table.layer) for table in tables])
     progress("writing", 0, 1)
+    if tuning is not None:
+        report["tuning"] = asdict(tuning)
     with staging_directory(out) as stage:
         write_output(checkpoint, tables, partial, stage, settings.group_size, report)
     partial.remove()

@@ -70,7 +70,7 @@ def compare(
         states = []
         for which, checkpoint in (("original", original), ("quantized", quantized)):
             samples = [Sample(tuple(row)) for row in ids]
-            states.append(_last_hidden(checkpoint, samples, device, lambda d, n, w=which: progress(w, d, n)))  # type: ignore[misc]
+            states.append(last_hidden(checkpoint, samples, device, lambda d, n, w=which: progress(w, d, n)))  # type: ignore[misc]
         return _compare_logits(original, quantized, states, torch.tensor(ids), device, progress)
 
 
@@ -85,10 +85,10 @@ def text_tokens(checkpoint: Checkpoint, text: str) -> list[list[int]]:
     return [head + ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
 
 
-def _last_hidden(
+def last_hidden(
     checkpoint: Checkpoint, samples: list[Sample], device: str, progress: Callable[[int, int], None]
 ) -> Tensor:
-    """(B, S, C) before the final norm."""
+    """(B, S, C) before the final norm, for B samples of S tokens; one block is in memory at a time."""
     config = checkpoint.config.text
     hidden = embed_samples(checkpoint, samples, device)
     parts = CheckpointParts(checkpoint, device)

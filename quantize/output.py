@@ -40,7 +40,7 @@ def write_output(
     report: dict[str, Any],
 ) -> None:
     """Write the whole checkpoint folder into `stage`. `report` becomes quantization_report.json."""
-    blocks = [partial.open_block(table.layer) for table in tables]
+    blocks = [partial.final_block(table.layer) for table in tables]
     specs, sources = _plan(checkpoint, tables, blocks)
     shards = _shards(specs)
     weight_map: dict[str, str] = {}

@@ -3,6 +3,8 @@
     job.json                  the settings and what they were applied to
     block-00012.safetensors   a finished block: int4 tensors and changed norms by checkpoint names; report as metadata
     hidden-00013.safetensors  the calibration tokens' hidden states before block 13
+    tuning.safetensors        with tuning: what is learned so far
+    tuned-00012.safetensors   a block after it; tuning.json is written when all are there, or tuning was not worth it
 
 Every file appears whole or not at all. A block is written before the hidden states that follow it, and older hidden
 states are deleted last, so that at any moment the newest hidden states are preceded by all of their blocks.
@@ -28,6 +30,7 @@ from edgevl.safetensors_file import SafetensorsFile, TensorSpec, widest_first, w
 from edgevl.weights import Int4Weight
 
 _JOB = "job.json"
+_TUNING = "tuning.json"
 
 
 class Partial:
@@ -88,13 +91,15 @@ class Partial:
         tensors: dict[str, NDArray[Any]] = dict(changed)
         for module, weight in linears.items():
             tensors |= {f"{module}.{field}": array for field, array in pack(weight).items()}
-        specs = widest_first(TensorSpec.of(name, array) for name, array in tensors.items())
-        ordered = ((spec.name, tensors[spec.name]) for spec in specs)
-        write_safetensors(self._block(layer), specs, ordered, {"report": json.dumps(report)})
+        _write(self._block(layer), tensors, {"report": json.dumps(report)})
 
     def open_block(self, layer: int) -> SafetensorsFile:
         """A finished block's file."""
         return SafetensorsFile(self._block(layer))
+
+    def final_block(self, layer: int) -> SafetensorsFile:
+        """The block's file after tuning, if that changed it."""
+        return SafetensorsFile(self._tuned(layer)) if self._tuned(layer).is_file() else self.open_block(layer)
 
     def block_report(self, layer: int) -> dict[str, Any]:
         """What `save_block` was given."""
@@ -103,6 +108,36 @@ class Partial:
 
     def _block(self, layer: int) -> Path:
         return self.folder / f"block-{layer:05}.safetensors"
+
+    # -- tuning -------------------------------------------------------------------------------------------------
+
+    def save_state(self, tensors: Mapping[str, NDArray[Any]], step: int) -> None:
+        """What is learned after `step` steps."""
+        _write(self.folder / "tuning.safetensors", tensors, {"step": str(step)})
+
+    def load_state(self) -> tuple[dict[str, NDArray[Any]], int] | None:
+        """What `save_state` was given last."""
+        if not (path := self.folder / "tuning.safetensors").is_file():
+            return None
+        file = SafetensorsFile(path)
+        return {name: file.array(name) for name in file.specs}, int(file.metadata["step"])
+
+    def save_tuned(self, layer: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """A tuned block, named as in `save_block`."""
+        _write(self._tuned(layer), tensors, {})
+
+    def save_tuning(self, report: Mapping[str, Any]) -> None:
+        """Tuning is over."""
+        with atomic_file(self.folder / _TUNING) as stream:
+            stream.write(json.dumps(report, indent=2).encode())
+
+    def tuning(self) -> dict[str, Any] | None:
+        """What `save_tuning` was given, if tuning is over."""
+        path = self.folder / _TUNING
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def _tuned(self, layer: int) -> Path:
+        return self.folder / f"tuned-{layer:05}.safetensors"
 
     # -- hidden states ------------------------------------------------------------------------------------------
 
@@ -121,6 +156,11 @@ class Partial:
 
     def _hidden(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+    specs = widest_first(TensorSpec.of(name, array) for name, array in tensors.items())
+    write_safetensors(path, specs, ((spec.name, tensors[spec.name]) for spec in specs), metadata)
 
 
 def int4_names(module: str) -> tuple[str, ...]:

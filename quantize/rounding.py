@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgevl.weights import Int4Weight
 
-_TINY = 6e-8  # the smallest scale, near f16's smallest number
+TINY = 6e-8  # the smallest scale, near f16's smallest number
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def fit_grid(groups: Tensor, symmetric: bool, low: Tensor | float = 1.0, high: T
     """The grid of (N, K/Q, Q) values; `low` and `high`, numbers or (N, K/Q), shrink the range below and above zero."""
     least, most = groups.amin(dim=2).clamp(max=0) * low, groups.amax(dim=2).clamp(min=0) * high
     scales = torch.maximum(-least, most) / 7.0 if symmetric else (most - least) / 15.0
-    scales = torch.where(scales > 0, scales, 1.0).half().float().clamp(min=float(np.float16(_TINY)))
+    scales = torch.where(scales > 0, scales, 1.0).half().float().clamp(min=float(np.float16(TINY)))
     zeros = torch.full_like(scales, 8.0) if symmetric else (-least / scales).round().clamp(0, 15)
     return GroupGrid(scales, zeros)
 

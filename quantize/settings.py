@@ -10,7 +10,7 @@ from edgevl.errors import UsageError
 from edgevl.models.names import text_parts
 
 GROUP_SIZES = (128, 64, 32)
-EFFORTS = ("fast", "balanced")
+EFFORTS = ("fast", "balanced", "best")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class QuantizeSettings:
 
     group_size: int | None = None  # Q, in-features; None: the largest that divides every width
     scheme: str = "asym"  # "asym" | "sym"
-    effort: str = "balanced"  # "fast" | "balanced": without and with rounding that makes up for its errors
+    effort: str = "balanced"  # "fast": AWQ; "balanced": rounding makes up for its errors; "best": tuned end to end too
     calibration: str | None = None  # None: "mixed" for a vision-language model, "text" for a language model
     samples: int = 32  # sequences
     length: int = 512  # tokens of each
@@ -34,7 +34,9 @@ class QuantizeSettings:
         if self.scheme not in ("asym", "sym"):
             raise UsageError(f"--scheme {self.scheme} does not exist; choose asym or sym")
         if self.effort not in EFFORTS:
-            raise UsageError(f"--effort {self.effort} does not exist; choose {' or '.join(EFFORTS)}")
+            raise UsageError(
+                f"--effort {self.effort} does not exist; choose {', '.join(EFFORTS[:-1])} or {EFFORTS[-1]}"
+            )
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"--device {self.device} cannot be used; choose cpu or cuda")
         if self.samples < 1:

@@ -18,7 +18,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the new checkpoint.")
 @click.option("--scheme", type=click.Choice(["asym", "sym"]), default="asym", show_default=True, help="Zero points.")
 @click.option("--group-size", type=int, help="128, 64 or 32; default: the largest that divides all widths.")
-@click.option("--effort", type=click.Choice(["fast", "balanced"]), default="balanced", show_default=True)
+@click.option("--effort", type=click.Choice(["fast", "balanced", "best"]), default="balanced", show_default=True)
 @click.option("--calibration", help="text, image-text, mixed, or a directory; default: mixed, text without eyes.")
 @click.option("--samples", type=int, default=32, show_default=True, help="Calibration sequences.")
 @click.option("--length", type=int, default=512, show_default=True, help="Tokens of each sequence.")

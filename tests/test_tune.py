@@ -1,0 +1,101 @@
+"""Tuning scales and norms end to end: true slopes, only for the better, interruptible, codes untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_quantize import StoppedError, contents
+from torch.nn import functional
+
+import quantize.tune as tuning
+from checkpoints import tiny_llama, tiny_vl
+from edgevl.checkpoint import open_checkpoint
+from quantize.embed import embed_samples
+from quantize.groups import block_table
+from quantize.job import _samples, quantize, settle
+from quantize.measure import last_hidden
+from quantize.partial import Partial
+from quantize.settings import QuantizeSettings
+
+FEW = {"samples": 8, "length": 96, "group_size": 32, "calibration": "text", "effort": "best"}
+
+
+def unfinished(path: Path) -> tuple[str, QuantizeSettings]:
+    """A checkpoint and the run that has quantized it and not yet tuned it, in `path`/out.partial."""
+    model, settings = str(tiny_llama(path / "m", qkv_bias=True)), QuantizeSettings(**FEW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantize.job.tune", lambda *_: (_ for _ in ()).throw(StoppedError))
+        with pytest.raises(StoppedError):
+            quantize(model, path / "out", settings)
+    return model, settings
+
+
+def test_slopes_are_those_of_the_whole_model(tmp_path: Path) -> None:
+    model, settings = unfinished(tmp_path)
+    checkpoint = open_checkpoint(model)
+    tables = [block_table(checkpoint.config, layer) for layer in range(2)]
+    network = tuning._Network(checkpoint, tables, Partial.of(tmp_path / "out"), "cpu")
+    samples = _samples(checkpoint, settle(checkpoint, tmp_path / "new", settings))[:3]
+    wanted, entered = last_hidden(checkpoint, samples, "cpu", lambda *_: None), embed_samples(checkpoint, samples)
+    known = torch.tensor([sample.token_ids for sample in samples])
+
+    values = [network._values(table) for table in tables]
+    learned = {name: value.requires_grad_() for name, value in network.learned.items()}
+    x = entered
+    for table in tables:
+        x = network._run(table, network._values(table), x)
+    goal, own = (network._logs(h[:, :-1].reshape(-1, h.shape[2])) for h in (wanted, x))
+    loss = functional.kl_div(own, goal, log_target=True, reduction="batchmean")
+    slopes = dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
+    assert all(torch.isfinite(v).all() for tensors in values for v in tensors.values())
+    for name, value in learned.items():
+        network.learned[name] = value.detach()
+
+    found: dict[str, torch.Tensor] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "_update", lambda name, slope, *_: found.__setitem__(name, slope))
+        network.learn(entered, wanted, known, 0, 1)
+    assert found.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        assert slope.abs().max() > 0 and torch.allclose(found[name], slope, rtol=1e-3, atol=1e-7), name
+    assert network.distance(entered, wanted, known) == pytest.approx(float(loss.detach()), rel=1e-4)
+
+
+def test_it_is_nearer_and_only_scales_and_norms_differ(tmp_path: Path) -> None:
+    model = str(tiny_llama(tmp_path / "m"))
+    report = quantize(model, tmp_path / "best", QuantizeSettings(**FEW))
+    quantize(model, tmp_path / "balanced", QuantizeSettings(**{**FEW, "effort": "balanced"}))
+    assert report["tuning"]["kept"] and report["tuning"]["kl_after"] < 0.97 * report["tuning"]["kl_before"]
+    best, balanced = open_checkpoint(tmp_path / "best"), open_checkpoint(tmp_path / "balanced")
+    changed = {name for name in best.names() if not np.array_equal(best.raw(name)[1], balanced.raw(name)[1])}
+    assert changed and all(name.endswith((".scales", "layernorm.weight")) for name in changed)
+    assert all(np.isfinite(best.array(name)).all() and (best.array(name) > 0).all() for name in changed)
+
+
+def test_what_does_not_gain_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(tiny_llama(tmp_path / "m"))
+    quantize(model, tmp_path / "balanced", QuantizeSettings(**{**FEW, "effort": "balanced"}))
+    monkeypatch.setattr(tuning, "_RATE", 3.0)
+    report = quantize(model, tmp_path / "best", QuantizeSettings(**FEW))
+    assert not report["tuning"]["kept"]
+    before, after = contents(tmp_path / "balanced"), contents(tmp_path / "best")
+    assert before["model.safetensors"] == after["model.safetensors"]
+
+
+def test_stopped_while_tuning_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    model = str(tiny_vl(tmp_path / "m"))
+    few = {**FEW, "length": 256, "calibration": "mixed"}
+    quantize(model, tmp_path / "whole", QuantizeSettings(**few))
+    for stage, done in (("tune: the original", 1), ("tune", 5), ("tune", 6), ("writing", 0)):
+
+        def stop(now: str, count: int, total: int, stage: str = stage, done: int = done) -> None:
+            if (now, count) == (stage, done):
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            quantize(model, tmp_path / "out", QuantizeSettings(**few, resume=stage != "tune: the original"), stop)
+    quantize(model, tmp_path / "out", QuantizeSettings(**few, resume=True))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
