@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgevl.errors import EdgevlError
 from edgevl.weights import Int4Weight
-from quantize.rounding import Scheme, decode, fit_grid, grouped, stored_weight
+from quantize.rounding import TINY, GroupGrid, Scheme, decode, fit_grid, grouped, stored_weight
 
 _DAMPING = 0.01  # of the mean of the diagonal, so that the inverse exists
 _TOGETHER = 128  # columns whose corrections reach the rest at once
+_HOLD = 0.01  # how much a fitted scale is held to the one before, against what the data say of it
+_FLOATS = 1 << 26  # f32 numbers that fitting may hold at once
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class Feedback:
 
     order: Tensor  # (K,) columns, the one whose input is largest first
     factor: Tensor  # (K, K), in that order: upper U with UᵀU = gram⁻¹
+    gram: Tensor  # (K, K), damped, in the weights' own order
 
 
 def feedback(gram: Tensor) -> Feedback:
     """From the mean (K, K) of x·xᵀ over the inputs x. Raises `EdgevlError` when it has no inverse even with damping."""
+    gram = gram.clone()
+    gram.diagonal().add_(_DAMPING * gram.diagonal().mean().clamp(min=1e-30))
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    return Feedback(order, _inverse_factor(gram[order][:, order]))
+    return Feedback(order, _inverse_factor(gram[order][:, order]), gram)
 
 
 def round_with_feedback(
@@ -39,7 +45,7 @@ def round_with_feedback(
     """(N, K) -> what is stored, and the f32 values (N, K) it stands for.
 
     What is made small is tr(Δ·gram·Δᵀ) of the error Δ. `clip`: (low, high) of each group. Scale and zero of each group
-    are fixed before the first column is rounded.
+    are fixed before the first column is rounded; once all codes are known, the scales are fitted to them again.
     """
     grid = fit_grid(grouped(weight, scheme.group_size), scheme.symmetric, *(clip or (1.0, 1.0)))
     order, factor = given.order, given.factor
@@ -60,13 +66,41 @@ def round_with_feedback(
         left[:, span.stop :] -= errors @ factor[span, span.stop :]
     back = torch.empty_like(codes)
     back[:, order] = codes
-    return stored_weight(back, grid), decode(grouped(back, scheme.group_size), grid).reshape(weight.shape)
+    apart = grouped(back, scheme.group_size)
+    grid = GroupGrid(refit_scales(weight, apart - grid.zeros[:, :, None], grid.scales, given.gram), grid.zeros)
+    return stored_weight(back, grid), decode(apart, grid).reshape(weight.shape)
+
+
+def refit_scales(weight: Tensor, steps: Tensor, scales: Tensor, gram: Tensor) -> Tensor:
+    """The scales (N, K/Q) of least squared output error for codes that are fixed; f16's values, like `scales`.
+
+    `steps` (N, K/Q, Q): codes less their zeros. A row's scales solve one small system, since the error is quadratic in
+    them; a row that would not gain once they are rounded keeps `scales`.
+    """
+    n, groups, _ = steps.shape
+    best = scales.clone()
+    for begin in range(0, n, max(1, _FLOATS // (groups * weight.shape[1]))):
+        rows = slice(begin, begin + max(1, _FLOATS // (groups * weight.shape[1])))
+        q, old = steps[rows], scales[rows]
+        reach = torch.einsum("ngq,gqk->ngk", q, gram.reshape(groups, -1, gram.shape[1]))  # each group's output at all
+        system = (reach.reshape(*q.shape[:2], groups, -1) * q[:, None]).sum(dim=3)  # (n, K/Q, K/Q)
+        wanted = torch.einsum("ngk,nk->ng", reach, weight[rows])
+        hold = system.diagonal(dim1=1, dim2=2) * _HOLD + 1e-30
+        held = system + torch.diag_embed(hold)
+        found = torch.linalg.solve(held.double(), (wanted + hold * old).double()).float()
+        found = found.clamp(0.5 * old, 2 * old).half().float().clamp(min=float(np.float16(TINY)))
+
+        def lost(s: Tensor, system: Tensor = system, wanted: Tensor = wanted) -> Tensor:
+            """What of the squared output error depends on the scales, (n,)."""
+            s = s.double()
+            return ((system.double() @ s[:, :, None])[:, :, 0] * s).sum(dim=1) - 2 * (wanted * s).sum(dim=1)
+
+        best[rows] = torch.where((lost(found) < lost(old))[:, None], found, old)
+    return best
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """Upper U with UᵀU = gram⁻¹, `gram` damped in place; inputs never seen count as independent and small."""
-    size = gram.diagonal().mean().clamp(min=1e-30)
-    gram.diagonal().add_(_DAMPING * size)
+    """Upper U with UᵀU = gram⁻¹; inputs never seen count as independent and small, by the damping."""
     lower, failed = torch.linalg.cholesky_ex(gram)
     if int(failed):
         raise EdgevlError("the calibration inputs of a linear have no usable second moments; calibrate on more data")

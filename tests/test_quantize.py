@@ -20,7 +20,7 @@ from edgevl.models.names import text_parts
 from edgevl.safetensors_file import SafetensorsFile
 from edgevl.weights import FloatWeight, Int4Weight, dequantize, quantize_int4
 from quantize.awq import quantize_block
-from quantize.feedback import feedback, round_with_feedback
+from quantize.feedback import feedback, refit_scales, round_with_feedback
 from quantize.groups import block_table
 from quantize.job import quantize
 from quantize.measure import compare
@@ -333,6 +333,27 @@ def test_feedback_without_correlation_is_rounding() -> None:
     plain, _ = round_weight(weight, Scheme(32, False))
     stored, _ = round_with_feedback(weight, Scheme(32, False), None, feedback(torch.eye(64)))
     assert np.array_equal(stored.codes, plain.codes)
+
+
+@torch.inference_mode()
+def test_fitted_scales_are_the_least_squares_ones() -> None:
+    """Against a solver that knows nothing of moments: y ≈ Σ s_g (steps_g · x_g), row by row."""
+    random = np.random.RandomState(4)
+    x = (random.standard_normal((400, 96)) @ random.standard_normal((96, 96))).astype(np.float32)
+    weight = torch.from_numpy(random.standard_normal((5, 96)).astype(np.float32))
+    gram = torch.from_numpy(x.T @ x / len(x))
+    plain, _ = round_weight(weight, Scheme(32, False))
+    steps = torch.from_numpy((plain.codes.astype(np.float32) - np.repeat(plain.zeros, 32, axis=1)).reshape(5, 3, 32))
+    before = torch.from_numpy(plain.scales.astype(np.float32))
+    found = refit_scales(weight, steps, before, gram)
+    for row in range(5):
+        features = np.einsum("tgq,gq->tg", x.reshape(-1, 3, 32), steps[row].numpy())
+        wanted = np.linalg.lstsq(features, x @ weight[row].numpy(), rcond=None)[0]
+        errors = [
+            float(np.square(features @ s - x @ weight[row].numpy()).mean())
+            for s in (before[row].numpy(), found[row].numpy(), wanted)
+        ]
+        assert errors[1] < errors[0] and errors[1] < errors[2] * 1.02 + 0.05 * (errors[0] - errors[2])
 
 
 @torch.inference_mode()
