@@ -35,7 +35,7 @@ from edgevl.checkpoint.parts import part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import UsageError
 from edgevl.files import atomic_file, sha256_file, staging_directory
-from edgevl.layouts import pack
+from edgevl.layouts import int4_shapes, pack
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import TensorSpec, write_safetensors
@@ -46,7 +46,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 _GOLDEN_TEXT = "The capital of France is a city on the river Seine, and"
 _ALIGN = 64  # bytes; every tensor of a bundle begins at a multiple
 _CHUNK = 256  # tokens of one prefill step
-_TARGETS = {"host": Target("host", "cpu", "rows")}
+_TARGETS = {"host": Target("host", "cpu", "panels")}
 
 
 @dataclass(frozen=True)
@@ -246,5 +246,4 @@ def _plan_part(
     n, k = part.shape
     if kind == "int8":
         return kind, {"codes": ("I8", (n, k)), "scales": ("F32", (n,))}
-    groups = (n, k // (group or _head_group(k)))
-    return kind, {"codes": ("U8", (n, k // 2)), "scales": ("F16", groups), "zeros": ("U8", groups)}
+    return kind, dict(int4_shapes(n, k, group or _head_group(k)))

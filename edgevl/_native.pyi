@@ -34,6 +34,7 @@ class Plan:
     ) -> int: ...
     def int4_weight(
         self,
+        n: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float16],
         zeros: NDArray[np.uint8],

@@ -18,7 +18,7 @@ from edgevl.cache import cache_directory
 from edgevl.config import ModelConfig, from_json
 from edgevl.errors import BundleError, UsageError
 from edgevl.files import atomic_file, sha256_file
-from edgevl.layouts import FIELDS, StoredWeight
+from edgevl.layouts import FIELDS, StoredWeight, int4_shapes
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import SafetensorsFile
@@ -254,13 +254,11 @@ class Bundle:
         n, k = record.shape
         if record.kind == "int8":
             return (n, k) if key == "codes" else (n,)
-        groups = (
-            self._file.specs[record.arrays["scales"]].shape if record.arrays["scales"] in self._file.specs else (0, 0)
-        )
-        count = groups[1] if len(groups) == 2 else 0
-        if count < 1 or k % count or k % 2 or k // count not in (32, 64, 128):
+        groups = self._file.specs[record.arrays["scales"]].shape if record.arrays["scales"] in self._file.specs else ()
+        count = groups[1] if len(groups) == 3 else 0
+        if count < 1 or k % count or k // count not in (32, 64, 128):
             raise BundleError(f"{name} has {count} groups for {k} in-features; a group must be 128, 64 or 32 of them")
-        return (n, k // 2) if key == "codes" else (n, count)
+        return int4_shapes(n, k, k // count)[key][1]
 
     def _check_array(self, name: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> None:
         if tensor not in self._file.specs:

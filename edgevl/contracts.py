@@ -24,7 +24,10 @@ CONTRACTS: dict[str, Contract] = {
     "rms_norm": Contract("(rows, C), (C,) -> (rows, C)", "f32", 1e-5, "Zhang and Sennrich 2019, arXiv 1910.07467"),
     "layer_norm": Contract("(rows, C), (C,), (C,) -> (rows, C)", "f32", 1e-5, "Ba et al. 2016, arXiv 1607.06450"),
     "linear": Contract(
-        "(rows, K), (N, K), (N,), (rows, N) -> (rows, N)", "f32, f32|f16|int8|int4, f32, f32 -> f32", 2e-5, "x·Wᵀ"
+        "(rows, K), (N, K), (N,), (rows, N) -> (rows, N)",
+        "f32, f32|f16|int8|int4, f32, f32 -> f32; for int4, x in int8 by groups of Q in-features",
+        2e-5,
+        "x·Wᵀ",
     ),
     "rope_write": Contract(
         "(T, (H+2G)·D), (T,), (T,) -> (T, H·D); cache (slots, G, S, D)",

@@ -214,7 +214,7 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
     """The backend that runs this bundle here; `BundleError` when there is none."""
     manifest = bundle.manifest
     target = manifest.target
-    if target.backend != "cpu" or target.layout != "rows":
+    if target.backend != "cpu" or target.layout != "panels":
         raise BundleError(
             f"the bundle was built for {target.name} ({target.backend}, layout {target.layout}), which this version "
             "cannot run here; build it with --target host"

@@ -1,11 +1,12 @@
 """Kernel layouts: how a bundle stores a weight for the backend that will read it, to the bit.
 
-The one layout so far is "rows", read by the CPU kernels (see FORMAT.md for the same in words):
+The one layout so far is "panels", read by the CPU kernels (see FORMAT.md for the same in words):
 
     f32, f16   values   (N, K)
     int8       codes    (N, K) int8; scales (N,) f32
-    int4       codes    (N, K/2) uint8, in-feature 2j in the low nibble of byte j and 2j+1 in the high one;
-               scales   (N, K/Q) f16; zeros (N, K/Q) uint8
+    int4       in panels of R = 16 out-features, the last one filled up with zeros:
+               codes    (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one;
+               scales   (N/R, K/Q, R) f16; zeros (N/R, K/Q, R) uint8
 
 Pure numpy; `deploy` packs, the tests unpack, the runtime maps the arrays as they are.
 """
@@ -23,6 +24,7 @@ from edgevl.weights import FloatWeight, Int4Weight, Int8Weight, Weight
 
 Array = NDArray[Any]
 
+PANEL = 16  # out-features that lie together in an int4 weight
 FIELDS = {"f32": ("values",), "f16": ("values",), "int8": ("codes", "scales"), "int4": ("codes", "scales", "zeros")}
 
 
@@ -54,8 +56,13 @@ def pack(weight: Weight, bias: NDArray[np.float32] | None = None) -> StoredWeigh
         return StoredWeight("f16" if half else "f32", weight.shape, {"values": values}, bias)
     if isinstance(weight, Int8Weight):
         return StoredWeight("int8", weight.shape, {"codes": weight.codes, "scales": weight.scales}, bias)
-    codes = weight.codes[:, 0::2] | (weight.codes[:, 1::2] << 4)
-    arrays: dict[str, Array] = {"codes": codes, "scales": weight.scales, "zeros": weight.zeros}
+    n, k = weight.shape
+    padded = -n % PANEL
+    codes = np.pad(weight.codes, ((0, padded), (0, 0))).reshape(-1, PANEL, k // 8, 2, 4).transpose(0, 2, 1, 3, 4)
+    arrays: dict[str, Array] = {"codes": np.ascontiguousarray(codes[:, :, :, 0] | (codes[:, :, :, 1] << 4))}
+    for name, values in (("scales", weight.scales), ("zeros", weight.zeros)):
+        panels = np.pad(values, ((0, padded), (0, 0))).reshape(-1, PANEL, values.shape[1])
+        arrays[name] = np.ascontiguousarray(panels.transpose(0, 2, 1))
     return StoredWeight("int4", weight.shape, arrays, bias)
 
 
@@ -65,8 +72,15 @@ def unpack(stored: StoredWeight) -> Weight:
         return FloatWeight(stored.arrays["values"])
     if stored.kind == "int8":
         return Int8Weight(stored.arrays["codes"], stored.arrays["scales"])
-    packed = stored.arrays["codes"]
-    codes = np.empty(stored.shape, np.uint8)
-    codes[:, 0::2] = packed & 15
-    codes[:, 1::2] = packed >> 4
-    return Int4Weight(codes, stored.arrays["scales"], stored.arrays["zeros"])
+    (n, k), packed = stored.shape, stored.arrays["codes"]
+    pairs = np.stack([packed & 15, packed >> 4], axis=3)  # (N/R, K/8, R, 2, 4)
+    codes = pairs.transpose(0, 2, 1, 3, 4).reshape(-1, k)[:n]
+    rows = {f: stored.arrays[f].transpose(0, 2, 1).reshape(-1, k // stored.group_size)[:n] for f in ("scales", "zeros")}
+    return Int4Weight(*map(np.ascontiguousarray, (codes, rows["scales"], rows["zeros"])))
+
+
+def int4_shapes(n: int, k: int, group_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each array of an int4 weight (N, K)."""
+    panels = -(-n // PANEL)
+    grid = (panels, k // group_size, PANEL)
+    return {"codes": ("U8", (panels, k // 8, PANEL, 4)), "scales": ("F16", grid), "zeros": ("U8", grid)}

@@ -6,7 +6,7 @@ except how much scratch each needs (the native plan refuses less). Called by `ed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -26,6 +26,8 @@ TILE = 12 * 32  # f32 values of a ragged output tile
 QUERY_ROWS = 96  # query rows of one attention block
 KEYS = 64  # keys of one attention block
 SPLIT_ITEMS = 32  # partial results of a split decode attention, per query head
+
+GroupSize = Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def _attention_values(head_dim: int, rows: int) -> int:
 def _thread_values(node: Node, text: TextConfig | None) -> int:
     """f32 values of scratch that one thread needs to run `node`."""
     if node.op == "linear":
+        # rows in int8 with their scales and sums are never longer than in f32
         return max(PANEL + TILE, GEMV_ROWS * aligned(node.inputs[0].cols))
     if node.op == "rope_write" and text is not None:
         return text.head_dim
@@ -121,17 +124,33 @@ def _thread_values(node: Node, text: TextConfig | None) -> int:
     return 0
 
 
-def _shared_values(node: Node, text: TextConfig | None, limits: Limits) -> int:
-    """f32 values of scratch that all threads share: cosines and sines in f64, and partial results of attention."""
-    if text is None or node.op not in ("rope_write", "attention"):
-        return 0
-    return 2 * limits.chunk * text.head_dim + SPLIT_ITEMS * text.heads * (text.head_dim + 2)
+def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_size: GroupSize) -> int:
+    """Scratch that all threads share: cosines and sines of the step in f64, and behind them what one node needs.
+
+    That is partial results of attention, or the rows that go into a linear of int4 weights, in int8.
+    """
+    turns = aligned(8 * limits.chunk * text.head_dim) if text is not None else 0
+    if text is not None and node.op == "rope_write":
+        return turns
+    if text is not None and node.op == "attention":
+        return turns + 4 * SPLIT_ITEMS * text.heads * (text.head_dim + 2)
+    if node.op == "linear" and (group := group_size(node.weights[0].name)):
+        rows, cols = node.inputs[0].rows, node.inputs[0].cols
+        return turns + max_counts(limits)[rows.symbol] * rows.factor * aligned(cols + 8 * (cols // group))
+    return 0
 
 
-def plan_memory(graphs: Sequence[Graph], limits: Limits, text: TextConfig | None, threads: int) -> MemoryPlan:
+def plan_memory(
+    graphs: Sequence[Graph],
+    limits: Limits,
+    text: TextConfig | None,
+    threads: int,
+    group_size: GroupSize = lambda name: 0,
+) -> MemoryPlan:
     """Lay out the arena of `graphs` for `limits` and a pool of `threads`.
 
-    `text` sizes the KV cache (layers, G, D); None means there is none.
+    `text` sizes the KV cache (layers, G, D); None means there is none. `group_size(name)`: Q of an int4 weight, 0 of
+    any other.
     """
     if threads < 1:
         raise UsageError(f"a plan for {threads} threads cannot run; it needs at least 1")
@@ -162,7 +181,7 @@ def plan_memory(graphs: Sequence[Graph], limits: Limits, text: TextConfig | None
         kv_layer = aligned(limits.slots * text.kv_heads * limits.context * text.head_dim * KV_BYTES[limits.kv])
     kv = 2 * kv_layer * (text.layers if text is not None else 0)
     nodes = [node for graph in graphs for node in graph.nodes]
-    shared = aligned(4 * max((_shared_values(n, text, limits) for n in nodes), default=0))
+    shared = aligned(max((_shared_bytes(n, text, limits, group_size) for n in nodes), default=0))
     thread_bytes = aligned(4 * max((_thread_values(n, text) for n in nodes), default=0))
     scratch = shared + threads * thread_bytes
     kv_offset, shared_offset, thread_offset, total = accumulate(

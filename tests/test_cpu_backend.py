@@ -130,7 +130,7 @@ def test_threads_do_not_change_a_bit() -> None:
 
 def test_instruction_sets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     results, names = [], []
-    for isa in ("portable", "avx2", "avx512"):
+    for isa in ("portable", "avx2", "avx512", "avx512vnni"):
         monkeypatch.setenv("EDGEVL_ISA", isa)
         try:
             runner = make()

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 Weights = Callable[[str], StoredWeight]
 
 SYMBOLS = ("tokens", "logits", "images", "tiles")  # in the order of the native Symbol
-ISA_NAMES = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512"}
+ISA_NAMES = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512", "avx512vnni": "AVX-512 VNNI"}
 DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "i32": np.int32, "u8": np.uint8}
 
 
@@ -43,7 +43,7 @@ class _Program:
     def __init__(
         self, graphs: Sequence[Graph], limits: Limits, weights: Weights, text: TextConfig | None, threads: int
     ) -> None:
-        self.memory: MemoryPlan = plan_memory(graphs, limits, text, threads)
+        self.memory: MemoryPlan = plan_memory(graphs, limits, text, threads, lambda name: weights(name).group_size)
         self._limits, self._text, self._weights = limits, text, weights
         room = np.zeros(self.memory.total + ALIGN, np.uint8)
         start = -room.ctypes.data % ALIGN
@@ -140,7 +140,7 @@ class _Program:
         elif stored.kind == "int8":
             handle = self.plan.int8_weight(a["codes"], a["scales"], bias)
         elif stored.kind == "int4":
-            handle = self.plan.int4_weight(a["codes"], a["scales"], a["zeros"], bias)
+            handle = self.plan.int4_weight(stored.shape[0], a["codes"], a["scales"], a["zeros"], bias)
         else:
             raise UsageError(
                 f"the weight {ref.name!r} is of kind {stored.kind!r}; the CPU reads f32, f16, int8 and int4"

@@ -22,8 +22,11 @@ using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Codes4 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Codes8 = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+bool is_bytes(const Array& array) {
+    return array.dtype().code == uint8_t(nb::dlpack::dtype_code::UInt) && array.dtype().bits == 8;
+}
 
 bool is_float(const Array& array, int bits) {
     return array.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && array.dtype().bits == bits;
@@ -68,19 +71,28 @@ class PyPlan {
                    bias);
     }
 
-    int int4_weight(const Codes4& codes, const Array& scales, const Codes4& zeros, nb::object bias) {
-        const int64_t n = int64_t(codes.shape(0)), k = 2 * int64_t(codes.shape(1));
-        require(is_float(scales, 16) && scales.ndim() == 2, "the scales of an int4 weight are f16, (N, K/Q)");
+    int int4_weight(int64_t n, const Array& codes, const Array& scales, const Array& zeros, nb::object bias) {
+        constexpr int64_t lanes = edgevl::kPanelRows;
+        const int64_t panels = (n + lanes - 1) / lanes;
+        require(is_bytes(codes) && codes.ndim() == 4 && int64_t(codes.shape(0)) == panels &&
+                    int64_t(codes.shape(2)) == lanes && codes.shape(3) == 4,
+                "the codes of an int4 weight are u8, (N/16, K/8, 16, 4)");
+        const int64_t k = 8 * int64_t(codes.shape(1));
+        require(is_float(scales, 16) && scales.ndim() == 3 && int64_t(scales.shape(0)) == panels &&
+                    int64_t(scales.shape(2)) == lanes,
+                "the scales of an int4 weight are f16, (N/16, K/Q, 16)");
         const int64_t groups = int64_t(scales.shape(1));
-        require(int64_t(scales.shape(0)) == n && groups > 0 && k % groups == 0 &&
-                    int64_t(zeros.shape(0)) == n && int64_t(zeros.shape(1)) == groups,
-                "scales and zeros of an int4 weight are (N, K/Q) each");
-        keep(Array(codes));
+        require(groups > 0 && k % groups == 0 && k / groups % 32 == 0,
+                "the groups of an int4 weight are multiples of 32 in-features");
+        require(is_bytes(zeros) && zeros.ndim() == 3 && int64_t(zeros.shape(0)) == panels &&
+                    int64_t(zeros.shape(1)) == groups && int64_t(zeros.shape(2)) == lanes,
+                "the zeros of an int4 weight are u8, (N/16, K/Q, 16)");
+        keep(codes);
         keep(scales);
-        keep(Array(zeros));
-        return add(
-            {edgevl::Kind::int4, n, k, k / groups, codes.data(), scales.data(), zeros.data(), nullptr, 0},
-            bias);
+        keep(zeros);
+        return add({edgevl::Kind::int4, n, k, k / groups, codes.data(), scales.data(),
+                    static_cast<const uint8_t*>(zeros.data()), nullptr, 0},
+                   bias);
     }
 
   private:
@@ -129,7 +141,7 @@ NB_MODULE(_native, m) {
         .def("float_weight", &PyPlan::float_weight, "values"_a.noconvert(), "bias"_a.none())
         .def("int8_weight", &PyPlan::int8_weight, "codes"_a.noconvert(), "scales"_a.noconvert(),
              "bias"_a.none())
-        .def("int4_weight", &PyPlan::int4_weight, "codes"_a.noconvert(), "scales"_a.noconvert(),
+        .def("int4_weight", &PyPlan::int4_weight, "n"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
              "zeros"_a.noconvert(), "bias"_a.none())
         .def(
             "cache",

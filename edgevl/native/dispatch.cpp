@@ -20,6 +20,9 @@ KernelTable table();
 namespace avx512 {
 KernelTable table();
 }
+namespace avx512vnni {
+KernelTable table();
+}
 #endif
 
 namespace {
@@ -52,6 +55,7 @@ bool has_avx512() {
 KernelTable choose_kernels() {
     const Choice choices[] = {
 #if defined(EDGEVL_X86)
+        {"avx512vnni", has_avx512() && __builtin_cpu_supports("avx512vnni"), avx512vnni::table},
         {"avx512", has_avx512(), avx512::table},
         {"avx2", has_avx2(), avx2::table},
 #endif

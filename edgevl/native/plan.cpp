@@ -166,6 +166,16 @@ void Plan::need_thread_scratch(int64_t floats, const char* op) const {
                                                    text(arena_.thread_bytes));
 }
 
+int64_t Plan::turns_bytes() const {
+    return cache_.layers == 0 ? 0 : (limits_.value[kTokens] * cache_.size * 8 + 63) / 64 * 64;
+}
+
+uint8_t* Plan::shared_scratch(int64_t bytes, const char* op) const {
+    const int64_t start = arena_.shared_offset + turns_bytes();
+    require(start + bytes <= arena_.thread_offset, std::string(op) + " needs more shared scratch");
+    return arena_.data + start;
+}
+
 template <class Args>
 void Plan::add(int graph, const Kernel<Args>& kernel, const Args& args) {
     graph_at(graph).nodes.push_back(std::make_unique<NodeOf<Args>>(kernel, args));
@@ -224,8 +234,14 @@ void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out
     }
     require(y.data != in.data && as<float>(y) != added, "the output of a linear cannot lie on its input");
     need_thread_scratch(kPanelDepth * kPanelWidth + kTileRows * kPanelWidth, "linear");
-    need_thread_scratch(kGemvRows * w.k, "linear");
-    add(graph, kernels_.linear, Linear{in.rows, as<float>(in), w, gelu, added, as<float>(y)});
+    uint8_t* coded = nullptr;
+    if (w.kind == Kind::int4) {
+        const int64_t row = coded_row_bytes(w.k, w.groups),
+                      rows = limits_.value[in.rows.symbol] * in.rows.factor;
+        need_thread_scratch(kGemvRows * row / 4, "linear");
+        coded = shared_scratch(rows * row, "linear");
+    }
+    add(graph, kernels_.linear, Linear{in.rows, as<float>(in), w, gelu, added, coded, as<float>(y)});
 }
 
 void Plan::rope_write(int graph, int qkv, int positions, int slots, int layer, int out) {
@@ -234,8 +250,9 @@ void Plan::rope_write(int graph, int qkv, int positions, int slots, int layer, i
     require(in.cols == (c.heads + 2 * c.groups) * c.size, "qkv must have (H + 2G)·D columns");
     const int32_t* p = as<int32_t>(indices(positions, in.rows, "positions"));
     const int32_t* s = as<int32_t>(indices(slots, in.rows, "slots"));
-    const int64_t turns = limits_.value[in.rows.symbol] * in.rows.factor * c.size * 8;
-    require(turns <= arena_.thread_offset - arena_.shared_offset, "rope_write needs more shared scratch");
+    require(limits_.value[in.rows.symbol] * in.rows.factor * c.size * 8 <= turns_bytes(),
+            "rope_write works on the step's tokens");
+    shared_scratch(0, "rope_write");
     need_thread_scratch(c.size, "rope_write");
     Graph& g = graph_at(graph);
     // the first layer computes the turns of the step; another set of positions computes its own
@@ -254,14 +271,11 @@ void Plan::attention(int graph, int q, int positions, int slots, int layer, int 
     require(in.cols == c.heads * c.size, "q must have H·D columns");
     const int32_t* p = as<int32_t>(indices(positions, in.rows, "positions"));
     const int32_t* s = as<int32_t>(indices(slots, in.rows, "slots"));
-    const int64_t turns = limits_.value[in.rows.symbol] * in.rows.factor * c.size * 8;
-    require(turns + kSplitItems * c.heads * (c.size + 2) * 4 <= arena_.thread_offset - arena_.shared_offset,
-            "attention needs more shared scratch");
+    uint8_t* partial = shared_scratch(kSplitItems * c.heads * (c.size + 2) * 4, "attention");
     const int64_t share = c.heads / c.groups;
     need_thread_scratch(flash_floats(c.size, share > kQueryRows ? share : kQueryRows), "attention");
     add(graph, kernels_.attention,
-        Attention{in.rows, as<float>(in), p, s, c,
-                  reinterpret_cast<float*>(arena_.data + arena_.shared_offset + turns),
+        Attention{in.rows, as<float>(in), p, s, c, reinterpret_cast<float*>(partial),
                   as<float>(output(out, in.rows, in.cols))});
     add_places(graph_at(graph), in.rows, p, s);
 }

@@ -113,6 +113,11 @@ class Plan {
     const Buffer& indices(int index, Rows rows, const char* what) const;
     CacheLayer layer_at(int layer) const;
     void need_thread_scratch(int64_t floats, const char* op) const;
+    // Cosines and sines of the step's positions, at the beginning of the shared scratch through a whole
+    // replay.
+    int64_t turns_bytes() const;
+    // What lies behind them belongs to one node at a time.
+    uint8_t* shared_scratch(int64_t bytes, const char* op) const;
     void add_check(Graph& graph, Check check);
     void add_places(Graph& graph, Rows rows, const int32_t* positions, const int32_t* slots);
     void check(Graph& graph, const Counts& counts);

@@ -13,6 +13,8 @@ constexpr int64_t kGemvRows = 7;      // most rows of a linear that go the matri
 constexpr int64_t kPanelDepth = 256;  // in-features of a dequantized weight panel
 constexpr int64_t kPanelWidth = 32;   // out-features of a dequantized weight panel
 constexpr int64_t kTileRows = 12;     // most rows of a register tile, over all instruction sets
+constexpr int64_t kPanelRows =
+    16;  // out-features of a panel of int4 codes, in every layout and instruction set
 constexpr int64_t kQueryRows = 96;    // query rows of one attention block
 constexpr int64_t kKeys = 64;         // keys of one attention block
 constexpr int64_t kDecodeTokens = 8;  // steps up to this many tokens take the decode path of attention
@@ -37,17 +39,20 @@ static inline int64_t rows_of(Rows rows, const Counts& counts) {
     return counts.value[rows.symbol] * rows.factor;
 }
 
-// A weight as edgevl/layouts.py stores it: layout "rows".
+// A weight as edgevl/layouts.py stores it: layout "panels". R is kPanelRows.
 struct Weight {
     Kind kind;
     int64_t n, k;          // out-features (rows), in-features
     int64_t group;         // Q of int4
-    const void* values;    // f32, f16: (N, K); int8: codes (N, K); int4: codes (N, K/2)
-    const void* scales;    // int8: (N,) f32; int4: (N, K/Q) f16
-    const uint8_t* zeros;  // int4: (N, K/Q)
+    const void* values;    // f32, f16: (N, K); int8: codes (N, K); int4: codes (N/R, K/8, R, 4)
+    const void* scales;    // int8: (N,) f32; int4: (N/R, K/Q, R) f16
+    const uint8_t* zeros;  // int4: (N/R, K/Q, R)
     const float* bias;     // (N,) or null
     int64_t groups;        // K/Q of int4; set by Plan
 };
+
+// Bytes of a row of activations in int8 codes: K of those, a scale and a sum in f32 for each group.
+static inline int64_t coded_row_bytes(int64_t k, int64_t groups) { return (k + 8 * groups + 63) / 64 * 64; }
 
 // The keys and values of one layer: (slots, groups, context, size) each.
 struct CacheLayer {
@@ -93,6 +98,7 @@ struct Linear {
     Weight weight;
     bool gelu;
     const float* residual;  // null without
+    uint8_t* coded;         // int4: room for all rows of x in int8; shared scratch
     float* out;
 };
 

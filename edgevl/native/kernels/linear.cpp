@@ -1,9 +1,12 @@
 // linear: activation(x · Wᵀ + bias) + residual, for weights of every kind.
 //
-// Few rows: each weight row is read once, dequantized in registers and multiplied with all rows of x.
-// Many rows: a panel of 32 weight rows is dequantized, 256 in-features at a time and transposed, into the
-// thread's scratch, and multiplied by register tiles. The sums do not depend on how the items are shared out.
+// int4: x is rounded to int8 first, by each item for itself when rows are few, in a phase of its own when
+// they are many; then panels of 16 out-features are multiplied in whole numbers (panels.h). The other kinds,
+// few rows: each weight row is read once, converted in registers and multiplied with all rows of x. Many
+// rows: a panel of 32 weight rows is converted, 256 in-features at a time and transposed, into the thread's
+// scratch, and multiplied by register tiles. The sums do not depend on how the items are shared out.
 #include "kernels.h"
+#include "panels.h"
 #include "tile.h"
 #include "weight.h"
 
@@ -42,6 +45,7 @@ void finish_row(const Linear& a, int64_t row, int64_t begin, int64_t end) {
 // ---------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kFetchBytes = 4096;
+constexpr int64_t kPanelBytes = 256 << 10;  // of int4 codes that all rows of x pass by together
 
 // How far ahead of a load to fetch, in bytes. R rows are read side by side, so what comes next lies whole
 // sets of R rows further on; rows so long that the next set is out of reach are left to their own
@@ -51,7 +55,7 @@ int64_t fetch_distance(int64_t row_bytes, int64_t rows) {
     return set >= kFetchBytes ? kFetchBytes / rows : set * blocks(kFetchBytes, set);
 }
 
-// R weight rows from n on, times T rows of x. For int4, x has been dealt out by `deal`.
+// R weight rows from n on, times T rows of x.
 template <Kind kind, int T, int R>
 void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
     V acc[R][T];
@@ -59,44 +63,20 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
         for (int t = 0; t < T; ++t) acc[r][t] = splat(0.0f);
     }
     int64_t k = 0;
-    if constexpr (kind == Kind::int4) {
-        const uint8_t* codes = static_cast<const uint8_t*>(w.values) + n * (w.k / 2);
-        const int64_t ahead = fetch_distance(w.k / 2, R);
-        for (int64_t g = 0; k < w.k; ++g) {
-            Group group[R];
+    const int64_t item = kind == Kind::f32 ? 4 : kind == Kind::f16 ? 2 : 1;
+    const int64_t ahead = fetch_distance(w.k * item, R);
+    const uint8_t* row = static_cast<const uint8_t*>(w.values) + n * w.k * item;
+    for (; k + W <= w.k; k += W) {
+        EDGEVL_UNROLL
+        for (int r = 0; r < R; ++r) {
+            V v;
+            const uint8_t* p = row + (r * w.k + k) * item;
+            __builtin_prefetch(p + ahead);
+            if constexpr (kind == Kind::f32) v = load(reinterpret_cast<const float*>(p));
+            if constexpr (kind == Kind::f16) v = load_half(reinterpret_cast<const uint16_t*>(p));
+            if constexpr (kind == Kind::int8) v = load_int8(reinterpret_cast<const int8_t*>(p));
             EDGEVL_UNROLL
-            for (int r = 0; r < R; ++r) group[r] = int4_group(w, n + r, g);
-            for (const int64_t end = k + w.group; k < end; k += 2 * W) {
-                EDGEVL_UNROLL
-                for (int r = 0; r < R; ++r) {
-                    V even, odd;
-                    const uint8_t* p = codes + r * (w.k / 2) + k / 2;
-                    __builtin_prefetch(p + ahead);
-                    load_int4(p, group[r], even, odd);
-                    EDGEVL_UNROLL
-                    for (int t = 0; t < T; ++t) {
-                        acc[r][t] = fma(even, load(x + t * w.k + k), acc[r][t]);
-                        acc[r][t] = fma(odd, load(x + t * w.k + k + W), acc[r][t]);
-                    }
-                }
-            }
-        }
-    } else {
-        const int64_t item = kind == Kind::f32 ? 4 : kind == Kind::f16 ? 2 : 1;
-        const int64_t ahead = fetch_distance(w.k * item, R);
-        const uint8_t* row = static_cast<const uint8_t*>(w.values) + n * w.k * item;
-        for (; k + W <= w.k; k += W) {
-            EDGEVL_UNROLL
-            for (int r = 0; r < R; ++r) {
-                V v;
-                const uint8_t* p = row + (r * w.k + k) * item;
-                __builtin_prefetch(p + ahead);
-                if constexpr (kind == Kind::f32) v = load(reinterpret_cast<const float*>(p));
-                if constexpr (kind == Kind::f16) v = load_half(reinterpret_cast<const uint16_t*>(p));
-                if constexpr (kind == Kind::int8) v = load_int8(reinterpret_cast<const int8_t*>(p));
-                EDGEVL_UNROLL
-                for (int t = 0; t < T; ++t) acc[r][t] = fma(v, load(x + t * w.k + k), acc[r][t]);
-            }
+            for (int t = 0; t < T; ++t) acc[r][t] = fma(v, load(x + t * w.k + k), acc[r][t]);
         }
     }
     for (int r = 0; r < R; ++r) {
@@ -138,35 +118,14 @@ void dot(const Weight& w, int64_t rows, const float* x, int64_t begin, int64_t e
     }
 }
 
-// Deals x out the way int4 codes unpack: of each 2W in-features the even ones first, then the odd ones.
-void deal(const float* x, int64_t count, float* out) {
-    for (int64_t k = 0; k < count; k += 2 * W) {
-        for (int j = 0; j < W; ++j) {
-            out[k + j] = x[k + 2 * j];
-            out[k + W + j] = x[k + 2 * j + 1];
-        }
-    }
-}
-
-void run_few(const Linear& a, int64_t rows, int64_t begin, int64_t end, float* scratch) {
+void run_few(const Linear& a, int64_t rows, int64_t begin, int64_t end) {
     const Weight& w = a.weight;
     if (w.kind == Kind::f32) {
         dot<Kind::f32>(w, rows, a.x, begin, end, a.out);
     } else if (w.kind == Kind::f16) {
         dot<Kind::f16>(w, rows, a.x, begin, end, a.out);
-    } else if (w.kind == Kind::int8) {
-        dot<Kind::int8>(w, rows, a.x, begin, end, a.out);
-    } else if (w.group % (2 * W) == 0) {
-        deal(a.x, rows * w.k, scratch);
-        dot<Kind::int4>(w, rows, scratch, begin, end, a.out);
     } else {
-        for (int64_t t = 0; t < rows; ++t) {
-            for (int64_t n = begin; n < end; ++n) {
-                float y = 0.0f;
-                for (int64_t k = 0; k < w.k; ++k) y += weight_at(w, n, k) * a.x[t * w.k + k];
-                a.out[t * w.n + n] = y;
-            }
-        }
+        dot<Kind::int8>(w, rows, a.x, begin, end, a.out);
     }
     for (int64_t t = 0; t < rows; ++t) finish_row(a, t, begin, end);
 }
@@ -179,35 +138,11 @@ void run_few(const Linear& a, int64_t rows, int64_t begin, int64_t end, float* s
 void pack_columns(const Weight& w, int64_t n, int64_t k0, int64_t depth, float* panel) {
     const int64_t valid = larger(0, smaller(W, w.n - n));
     int64_t k = 0;
-    V even[W], odd[W];
-    if (w.kind != Kind::int4) {
-        for (; k + W <= depth; k += W) {
-            for (int r = 0; r < W; ++r) even[r] = r < valid ? weight_vector(w, n + r, k0 + k) : splat(0.0f);
-            transpose(even);
-            for (int j = 0; j < W; ++j) store(panel + (k + j) * kPanelWidth, even[j]);
-        }
-    } else if (w.group % (2 * W) == 0) {
-        const uint8_t* codes = static_cast<const uint8_t*>(w.values) + (n * w.k + k0) / 2;
-        while (valid > 0 && k < depth) {
-            const int64_t g = (k0 + k) / w.group, end = smaller(depth, (g + 1) * w.group - k0);
-            Group groups[W];
-            for (int r = 0; r < W; ++r)
-                groups[r] = r < valid ? int4_group(w, n + r, g) : make_group(0.0f, 0.0f);
-            for (; k < end; k += 2 * W) {
-                EDGEVL_UNROLL
-                for (int r = 0; r < W; ++r) {
-                    const int64_t row = r < valid ? r : 0;  // rows past the end read the first, times zero
-                    load_int4(codes + (row * w.k + k) / 2, groups[r], even[r], odd[r]);
-                }
-                transpose(even);
-                transpose(odd);
-                EDGEVL_UNROLL
-                for (int j = 0; j < W; ++j) {
-                    store(panel + (k + 2 * j) * kPanelWidth, even[j]);
-                    store(panel + (k + 2 * j + 1) * kPanelWidth, odd[j]);
-                }
-            }
-        }
+    V columns[W];
+    for (; k + W <= depth; k += W) {
+        for (int r = 0; r < W; ++r) columns[r] = r < valid ? weight_vector(w, n + r, k0 + k) : splat(0.0f);
+        transpose(columns);
+        for (int j = 0; j < W; ++j) store(panel + (k + j) * kPanelWidth, columns[j]);
     }
     for (; k < depth; ++k) {
         for (int r = 0; r < W; ++r)
@@ -263,18 +198,53 @@ int64_t many_grain(const Linear& a, const Step& step, int64_t rows) {
     return panels >= 4 * int64_t(step.threads) ? rows : 8 * kTileRows;
 }
 
-int64_t items(const Linear& a, const Step& step, int) {
+// Out-features of one item of an int4 weight: whole panels, about four items a thread, and no more than what
+// stays in a core's cache while all rows of x pass.
+int64_t panel_grain(const Linear& a, const Step& step) {
+    const int64_t panels = blocks(a.weight.n, kPanelRows);
+    return larger(1, smaller(blocks(kPanelBytes, a.weight.k * kPanelRows / 2),
+                             blocks(panels, 4 * int64_t(step.threads))));
+}
+
+int64_t items(const Linear& a, const Step& step, int phase) {
     const int64_t rows = rows_of(a.rows, step.counts);
     if (rows == 0) return 0;
+    if (phase == 0) {  // rounding of x
+        return a.weight.kind == Kind::int4 && rows > kGemvRows ? blocks(rows, kRowGrain) : 0;
+    }
+    if (a.weight.kind == Kind::int4) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step));
     if (rows <= kGemvRows) return blocks(a.weight.n, few_grain(a, step));
     return blocks(a.weight.n, kPanelWidth) * blocks(rows, many_grain(a, step, rows));
 }
 
-void run(const Linear& a, const Step& step, int, int64_t item, float* scratch) {
+void run_panels(const Linear& a, const Step& step, int64_t rows, int64_t item, float* scratch) {
+    const Weight& w = a.weight;
+    uint8_t* coded = a.coded;
+    if (rows <= kGemvRows) {
+        coded = reinterpret_cast<uint8_t*>(scratch);
+        for (int64_t t = 0; t < rows; ++t)
+            quantize_row(a.x + t * w.k, w.k, w.group, coded_row(coded, t, w.k, w.groups));
+    }
+    const int64_t grain = panel_grain(a, step), first = item * grain;
+    const int64_t last = smaller(first + grain, blocks(w.n, kPanelRows));
+    multiply_coded(w, first, last, coded, rows, a.out);
+    const int64_t end = smaller(last * kPanelRows, w.n);
+    for (int64_t t = 0; t < rows; ++t) finish_row(a, t, first * kPanelRows, end);
+}
+
+void run(const Linear& a, const Step& step, int phase, int64_t item, float* scratch) {
     const int64_t rows = rows_of(a.rows, step.counts);
+    const Weight& w = a.weight;
+    if (phase == 0) {
+        const int64_t end = smaller(rows, (item + 1) * kRowGrain);
+        for (int64_t t = item * kRowGrain; t < end; ++t)
+            quantize_row(a.x + t * w.k, w.k, w.group, coded_row(a.coded, t, w.k, w.groups));
+        return;
+    }
+    if (w.kind == Kind::int4) return run_panels(a, step, rows, item, scratch);
     if (rows <= kGemvRows) {
         const int64_t grain = few_grain(a, step);
-        return run_few(a, rows, item * grain, smaller(a.weight.n, (item + 1) * grain), scratch);
+        return run_few(a, rows, item * grain, smaller(w.n, (item + 1) * grain));
     }
     const int64_t grain = many_grain(a, step, rows), cuts = blocks(rows, grain);
     const int64_t first = item % cuts * grain;
@@ -283,7 +253,7 @@ void run(const Linear& a, const Step& step, int, int64_t item, float* scratch) {
 
 }  // namespace
 
-const Kernel<Linear> linear_kernel = {1, items, run};
+const Kernel<Linear> linear_kernel = {2, items, run};
 
 }  // namespace EDGEVL_ISA
 }  // namespace edgevl

@@ -90,18 +90,6 @@ static inline V load_int8(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
-// The 16 values that the codes of one int4 group can have; a code is then one lane permutation.
-using Group = __m512;
-static inline Group make_group(float scale, float zero) {
-    const V codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return (codes - splat(zero)) * splat(scale);
-}
-static inline void load_int4(const uint8_t* p, Group group, V& even, V& odd) {
-    const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    even = _mm512_permutexvar_ps(codes, group);  // looks at the low four bits of each lane
-    odd = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), group);
-}
-
 static inline void transpose(V r[W]) {
     V t[16];
     EDGEVL_UNROLL
@@ -176,18 +164,6 @@ static inline V load_int8(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
-struct Group {
-    V scale, zero;
-};
-static inline Group make_group(float scale, float zero) { return {splat(scale), splat(zero)}; }
-static inline void load_int4(const uint8_t* p, Group group, V& even, V& odd) {
-    const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    const V low = _mm256_cvtepi32_ps(_mm256_and_si256(codes, _mm256_set1_epi32(15)));
-    const V high = _mm256_cvtepi32_ps(_mm256_srli_epi32(codes, 4));
-    even = (low - group.zero) * group.scale;
-    odd = (high - group.zero) * group.scale;
-}
-
 static inline void transpose(V r[W]) {
     V t[8];
     EDGEVL_UNROLL
@@ -251,16 +227,6 @@ static inline void store_half(uint16_t* p, V v) {
     for (int i = 0; i < W; ++i) p[i] = float_to_half(v[i]);
 }
 static inline V load_int8(const int8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
-
-struct Group {
-    V scale, zero;
-};
-static inline Group make_group(float scale, float zero) { return {splat(scale), splat(zero)}; }
-static inline void load_int4(const uint8_t* p, Group group, V& even, V& odd) {
-    const I codes = {p[0], p[1], p[2], p[3]};
-    even = (__builtin_convertvector(codes & 15, V) - group.zero) * group.scale;
-    odd = (__builtin_convertvector(codes >> 4, V) - group.zero) * group.scale;
-}
 
 static inline void transpose(V r[W]) {
     const V a = r[0], b = r[1], c = r[2], d = r[3];

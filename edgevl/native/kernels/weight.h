@@ -7,11 +7,6 @@
 namespace edgevl {
 namespace EDGEVL_ISA {
 
-static inline Group int4_group(const Weight& w, int64_t n, int64_t g) {
-    const int64_t at = n * w.groups + g;
-    return make_group(half_to_float(static_cast<const uint16_t*>(w.scales)[at]), float(w.zeros[at]));
-}
-
 // The value of (n, k): slow, for tails.
 static inline float weight_at(const Weight& w, int64_t n, int64_t k) {
     const int64_t at = n * w.k + k;
@@ -25,10 +20,13 @@ static inline float weight_at(const Weight& w, int64_t n, int64_t k) {
         case Kind::int4:
             break;
     }
-    const uint8_t byte = static_cast<const uint8_t*>(w.values)[n * (w.k / 2) + k / 2];
-    const int64_t group = n * w.groups + k / w.group;
+    // layout "panels": 16 rows, eight in-features, of which j and j + 4 share a byte
+    const int64_t panel = n / kPanelRows, lane = n % kPanelRows;
+    const uint8_t byte =
+        static_cast<const uint8_t*>(w.values)[((panel * (w.k / 8) + k / 8) * kPanelRows + lane) * 4 + k % 4];
+    const int64_t group = (panel * w.groups + k / w.group) * kPanelRows + lane;
     const float scale = half_to_float(static_cast<const uint16_t*>(w.scales)[group]);
-    return (float(k % 2 ? byte >> 4 : byte & 15) - float(w.zeros[group])) * scale;
+    return (float(k % 8 >= 4 ? byte >> 4 : byte & 15) - float(w.zeros[group])) * scale;
 }
 
 // W values of row n from k on; not for int4.

@@ -1,0 +1,274 @@
+// Products of int8 activations and int4 weights in panels of 16 out-features, in whole numbers inside a
+// group.
+//
+// The integers are the same for every instruction set: activations are rounded once (`quantize_row`),
+// products and sums of a group fit 32 bits. Only the sum over groups is in f32.
+#pragma once
+
+#include "../types.h"
+#include "simd.h"
+
+namespace edgevl {
+namespace EDGEVL_ISA {
+
+constexpr int kLanes = int(kPanelRows);  // out-features of a panel
+constexpr int kParts = kLanes / W;       // vectors of f32 that hold one value of each
+
+// -- activations
+// -----------------------------------------------------------------------------------------------------------
+
+// One row of activations in int8: `codes` (K), then for each group its scale, and its scale times the sum of
+// its codes, which the zeros of the weights are multiplied with.
+struct CodedRow {
+    int8_t* codes;
+    float* scales;
+    float* sums;
+};
+
+static inline CodedRow coded_row(uint8_t* rows, int64_t row, int64_t k, int64_t groups) {
+    uint8_t* p = rows + row * coded_row_bytes(k, groups);
+    float* scales = reinterpret_cast<float*>(p + k);
+    return {reinterpret_cast<int8_t*>(p), scales, scales + groups};
+}
+
+static inline void store_codes(int8_t* p, V v) {
+#if EDGEVL_LEVEL == 2
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+#elif EDGEVL_LEVEL == 1
+    const __m256i x = _mm256_cvtps_epi32(v);
+    const __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(y, y));
+#else
+    for (int i = 0; i < W; ++i) p[i] = int8_t(v[i]);
+#endif
+}
+
+// x (K) -> codes -127..127 to the nearest of each group's own scale, max|x| / 127; K and Q are multiples
+// of 32.
+static inline void quantize_row(const float* x, int64_t k, int64_t group, const CodedRow& out) {
+    for (int64_t g = 0; g * group < k; ++g) {
+        const float* from = x + g * group;
+        V most = splat(0.0f);
+        for (int64_t i = 0; i < group; i += W) most = vmax(most, vabs(load(from + i)));
+        const float top = highest(most), inverse = top > 0.0f ? 127.0f / top : 0.0f;
+        V total = splat(0.0f);
+        for (int64_t i = 0; i < group; i += W) {
+            const V code = vround(load(from + i) * splat(inverse));
+            store_codes(out.codes + g * group + i, code);
+            total = total + code;  // whole numbers, exact
+        }
+        out.scales[g] = top / 127.0f;
+        out.sums[g] = out.scales[g] * sum(total);
+    }
+}
+
+// -- whole numbers
+// ---------------------------------------------------------------------------------------------------------
+
+// Four in-features of each of 16 out-features, and sums over them.
+#if EDGEVL_LEVEL == 2
+struct Fours {
+    __m512i low, high;  // in-features 0..3 and 4..7 of eight
+};
+using Sums = __m512i;
+static inline Sums no_sums() { return _mm512_setzero_si512(); }
+static inline Fours load_fours(const uint8_t* p) {
+    const __m512i codes = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+    return {_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask)};
+}
+static inline Sums dot4(Sums sums, __m512i codes, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(four));
+#else
+    const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi32(four));  // at most 2 · 15 · 127
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+}
+static inline V as_float(const Sums& sums, int) { return _mm512_cvtepi32_ps(sums); }
+static inline V load_zeros(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+constexpr int kPanelTile = 12;  // rows of activations of a register tile
+#elif EDGEVL_LEVEL == 1
+struct Bytes64 {
+    __m256i half[2];
+};
+struct Fours {
+    Bytes64 low, high;
+};
+struct Sums {
+    __m256i half[2];
+};
+static inline Sums no_sums() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+static inline Fours load_fours(const uint8_t* p) {
+    Fours out;
+    const __m256i mask = _mm256_set1_epi8(15);
+    EDGEVL_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * h));
+        out.low.half[h] = _mm256_and_si256(codes, mask);
+        out.high.half[h] = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+    }
+    return out;
+}
+static inline Sums dot4(Sums sums, const Bytes64& codes, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i all = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+    EDGEVL_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        const __m256i pairs = _mm256_maddubs_epi16(codes.half[h], all);  // at most 2 · 15 · 127
+        sums.half[h] = _mm256_add_epi32(sums.half[h], _mm256_madd_epi16(pairs, ones));
+    }
+    return sums;
+}
+static inline V as_float(const Sums& sums, int part) { return _mm256_cvtepi32_ps(sums.half[part]); }
+static inline V load_zeros(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+constexpr int kPanelTile = 3;
+#else
+struct Fours {
+    uint8_t low[64], high[64];
+};
+struct Sums {
+    int32_t lane[kLanes];
+};
+static inline Sums no_sums() { return {}; }
+static inline Fours load_fours(const uint8_t* p) {
+    Fours out;
+    for (int i = 0; i < 64; ++i) {
+        out.low[i] = p[i] & 15;
+        out.high[i] = p[i] >> 4;
+    }
+    return out;
+}
+static inline Sums dot4(Sums sums, const uint8_t* codes, const int8_t* x) {
+    for (int i = 0; i < kLanes; ++i) {
+        int32_t total = 0;
+        for (int j = 0; j < 4; ++j) total += int32_t(codes[4 * i + j]) * x[j];
+        sums.lane[i] += total;
+    }
+    return sums;
+}
+static inline V as_float(const Sums& sums, int part) {
+    const int32_t* s = sums.lane + part * W;
+    return V{float(s[0]), float(s[1]), float(s[2]), float(s[3])};
+}
+static inline V load_zeros(const uint8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+constexpr int kPanelTile = 4;
+#endif
+
+// -- panels
+// ----------------------------------------------------------------------------------------------------------------
+
+// P panels from `first` on times T coded rows from `row` on: y (T, 16·P), rows `stride` apart.
+template <int T, int P>
+static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows, int64_t row, float* y,
+                                   int64_t stride) {
+    const int64_t codes_bytes = w.k / 8 * 64, eights = w.group / 8;
+    const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
+    const uint16_t* scales = static_cast<const uint16_t*>(w.scales) + first * w.groups * kLanes;
+    const uint8_t* zeros = w.zeros + first * w.groups * kLanes;
+    const int8_t* x[T];
+    const float* x_scales[T];
+    const float* x_sums[T];
+    V acc[P][T][kParts];
+    EDGEVL_UNROLL
+    for (int t = 0; t < T; ++t) {
+        const CodedRow coded = coded_row(rows, row + t, w.k, w.groups);
+        x[t] = coded.codes;
+        x_scales[t] = coded.scales;
+        x_sums[t] = coded.sums;
+        EDGEVL_UNROLL
+        for (int p = 0; p < P; ++p) {
+            EDGEVL_UNROLL
+            for (int i = 0; i < kParts; ++i) acc[p][t][i] = splat(0.0f);
+        }
+    }
+    for (int64_t g = 0; g < w.groups; ++g) {
+        Sums sums[P][T];
+        EDGEVL_UNROLL
+        for (int p = 0; p < P; ++p) {
+            EDGEVL_UNROLL
+            for (int t = 0; t < T; ++t) sums[p][t] = no_sums();
+        }
+        const int64_t begin = g * eights;
+        for (int64_t j = begin; j < begin + eights; ++j) {
+            EDGEVL_UNROLL
+            for (int p = 0; p < P; ++p) {
+                const uint8_t* from = codes + p * codes_bytes + j * 64;
+                __builtin_prefetch(from + 1024);
+                const Fours four = load_fours(from);
+                EDGEVL_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    sums[p][t] = dot4(sums[p][t], four.low, x[t] + 8 * j);
+                    sums[p][t] = dot4(sums[p][t], four.high, x[t] + 8 * j + 4);
+                }
+            }
+        }
+        EDGEVL_UNROLL
+        for (int p = 0; p < P; ++p) {
+            EDGEVL_UNROLL
+            for (int i = 0; i < kParts; ++i) {
+                const int64_t at = (p * w.groups + g) * kLanes + i * W;
+                const V scale = load_half(scales + at), shift = scale * load_zeros(zeros + at);
+                EDGEVL_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    const V whole = as_float(sums[p][t], i) * splat(x_scales[t][g]);
+                    acc[p][t][i] = fma(scale, whole, acc[p][t][i]);
+                    acc[p][t][i] = acc[p][t][i] - shift * splat(x_sums[t][g]);
+                }
+            }
+        }
+    }
+    EDGEVL_UNROLL
+    for (int t = 0; t < T; ++t) {
+        EDGEVL_UNROLL
+        for (int p = 0; p < P; ++p) {
+            EDGEVL_UNROLL
+            for (int i = 0; i < kParts; ++i) store(y + t * stride + p * kLanes + i * W, acc[p][t][i]);
+        }
+    }
+}
+
+// Panels [first, last) times rows [row, row + T): into out (rows, N), the last panel cut off at N.
+template <int T>
+static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t row,
+                                 float* out) {
+    constexpr int P = T == 1 ? 4 : T == 2 ? 2 : 1;
+    float* y = out + row * w.n;
+    int64_t p = first;
+    const int64_t whole = smaller(last, w.n / kLanes);
+    for (; p + P <= whole; p += P) multiply_panels<T, P>(w, p, rows, row, y + p * kLanes, w.n);
+    for (; p < whole; ++p) multiply_panels<T, 1>(w, p, rows, row, y + p * kLanes, w.n);
+    for (; p < last; ++p) {
+        float ragged[T * kLanes];
+        multiply_panels<T, 1>(w, p, rows, row, ragged, kLanes);
+        for (int t = 0; t < T; ++t) {
+            for (int64_t n = p * kLanes; n < w.n; ++n) y[t * w.n + n] = ragged[t * kLanes + n - p * kLanes];
+        }
+    }
+}
+
+template <int T>
+static inline void multiply_tail(int64_t count, const Weight& w, int64_t first, int64_t last, uint8_t* rows,
+                                 int64_t row, float* out) {
+    if (count == T) return multiply_rows<T>(w, first, last, rows, row, out);
+    if constexpr (T > 1) multiply_tail<T - 1>(count, w, first, last, rows, row, out);
+}
+
+// Panels [first, last) times any number of coded rows.
+static inline void multiply_coded(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t count,
+                                  float* out) {
+    int64_t row = 0;
+    for (; row + kPanelTile <= count; row += kPanelTile) {
+        multiply_rows<kPanelTile>(w, first, last, rows, row, out);
+    }
+    if (row < count) multiply_tail<kPanelTile - 1>(count - row, w, first, last, rows, row, out);
+}
+
+}  // namespace EDGEVL_ISA
+}  // namespace edgevl
