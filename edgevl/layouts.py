@@ -60,7 +60,8 @@ def pack(weight: Weight, bias: NDArray[np.float32] | None = None) -> StoredWeigh
     padded = -n % PANEL
     codes = np.pad(weight.codes, ((0, padded), (0, 0))).reshape(-1, PANEL, k // 8, 2, 4).transpose(0, 2, 1, 3, 4)
     arrays: dict[str, Array] = {"codes": np.ascontiguousarray(codes[:, :, :, 0] | (codes[:, :, :, 1] << 4))}
-    for name, values in (("scales", weight.scales), ("zeros", weight.zeros)):
+    grids: tuple[tuple[str, Array], ...] = (("scales", weight.scales), ("zeros", weight.zeros))
+    for name, values in grids:
         panels = np.pad(values, ((0, padded), (0, 0))).reshape(-1, PANEL, values.shape[1])
         arrays[name] = np.ascontiguousarray(panels.transpose(0, 2, 1))
     return StoredWeight("int4", weight.shape, arrays, bias)

@@ -67,7 +67,8 @@ def in_int8(x: F32, group_size: int) -> F32:
     groups = x.reshape(len(x), -1, group_size).astype(np.float32)
     top = np.abs(groups).max(axis=2, keepdims=True)
     codes = np.rint(groups * np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0))
-    return (codes * (top / np.float32(127))).reshape(x.shape)
+    coded: F32 = (codes * (top / np.float32(127))).reshape(x.shape)
+    return coded
 
 
 def linear(x: F32, weight: Weight, bias: Array | None, activation: str | None, residual: F32 | None) -> F32:
