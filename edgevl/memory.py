@@ -25,6 +25,7 @@ PANEL = 256 * 32  # f32 values of a dequantized weight panel
 TILE = 12 * 32  # f32 values of a ragged output tile
 QUERY_ROWS = 96  # query rows of one attention block
 KEYS = 64  # keys of one attention block
+KEY_LANES = 16  # keys that lie together in the KV cache
 SPLIT_ITEMS = 32  # partial results of a split decode attention, per query head
 
 GroupSize = Callable[[str], int]
@@ -40,7 +41,7 @@ class MemoryPlan:
     kv: int  # keys and values of all layers and slots
     scratch: int  # of all threads, and what they share
     kv_offset: int  # layer i's keys at kv_offset + 2·i·kv_layer, its values kv_layer later
-    kv_layer: int  # one tensor (slots, G, context, D) of one layer
+    kv_layer: int  # one tensor (slots, G, context, D) of one layer, the context rounded up to whole KEY_LANES
     shared_offset: int  # scratch that all threads share
     thread_offset: int  # scratch of thread i at thread_offset + i·thread_bytes
     thread_bytes: int
@@ -178,7 +179,8 @@ def plan_memory(
             offsets[graph.name][index] = base + offset
     kv_layer = 0
     if text is not None:
-        kv_layer = aligned(limits.slots * text.kv_heads * limits.context * text.head_dim * KV_BYTES[limits.kv])
+        context = -(-limits.context // KEY_LANES) * KEY_LANES
+        kv_layer = aligned(limits.slots * text.kv_heads * context * text.head_dim * KV_BYTES[limits.kv])
     kv = 2 * kv_layer * (text.layers if text is not None else 0)
     nodes = [node for graph in graphs for node in graph.nodes]
     shared = aligned(max((_shared_bytes(n, text, limits, group_size) for n in nodes), default=0))

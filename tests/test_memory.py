@@ -71,9 +71,10 @@ def test_totals_add_up() -> None:
     plan = plan_memory([record_decoder(model), record_vision(model)], LIMITS, model.text, threads=3)
     assert plan.total == sum(plan.io.values()) + plan.temporaries + plan.kv + plan.scratch
     assert plan.workspace == plan.total - plan.kv
-    # by hand: 3 slots x 2 KV heads x 100 positions x 12 numbers x 2 bytes = 14400, a multiple of 64; K and V, 3 layers
-    assert plan.kv_layer == 14400
-    assert plan.kv == 14400 * 2 * 3
+    # by hand: 3 slots x 2 KV heads x 112 positions (100 in whole 16s) x 12 numbers x 2 bytes = 16128, a multiple of 64;
+    # K and V, 3 layers
+    assert plan.kv_layer == 16128
+    assert plan.kv == 16128 * 2 * 3
     assert plan.kv_offset == sum(plan.io.values()) + plan.temporaries
     assert plan.thread_offset + 3 * plan.thread_bytes == plan.total
     wide = plan_memory([record_decoder(model)], Limits(100, 3, 24, 5, 2, "f32"), model.text, threads=1)

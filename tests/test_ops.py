@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from edgevl import reference
+from edgevl._native import Plan
 from edgevl.backends.cpu import run_graph
 from edgevl.config import RopeScaling, TextConfig
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import StoredWeight, pack
 from edgevl.ops import Ops, Step
 from edgevl.recorder import Recorder, Rows
-from edgevl.reference import ReferenceOps
+from edgevl.reference import ReferenceOps, in_int8
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import Limits
 from edgevl.weights import (
@@ -378,10 +379,48 @@ def test_every_op_of_the_protocol_has_a_contract_and_cases() -> None:
     assert all(BY_OP.values())
 
 
+def use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make plans take an instruction set, or skip the test where the processor has none of it."""
+    monkeypatch.setenv("EDGEVL_ISA", isa)
+    try:
+        Plan(np.zeros(64, np.uint8), (1, 1, 1, 1), 1, 0, 0, 0)
+    except ValueError as error:
+        if "does not support" in str(error):
+            pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 25])
+@pytest.mark.parametrize("isa", ISAS)
+def test_int4_is_exact_in_whole_numbers(isa: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole activations up to 127 in every group and scales that are powers of two leave nothing to round."""
+    use(isa, monkeypatch)
+    random = np.random.default_rng(rows)
+    n, k, q = 37, 192, 64
+    weight = Int4Weight(
+        random.integers(0, 16, (n, k), np.uint8),
+        np.exp2(random.integers(-3, 2, (n, k // q))).astype(np.float16),
+        random.integers(0, 16, (n, k // q), np.uint8),
+    )
+    x = random.integers(-127, 128, (rows, k)).astype(np.float32)
+    x[:, ::q] = 127
+    case = Case(
+        "linear",
+        "whole numbers",
+        lambda ops, i: ops.linear(i["x"], ops.linear_weight("w")),
+        {"x": (x, Rows("tokens"))},
+        {"tokens": rows},
+        {"w": (weight, None)},
+    )
+    wanted = x.astype(np.float64) @ dequantize(weight).astype(np.float64).T
+    for threads in (1, 2):
+        assert np.array_equal(case.cpu(threads)[0].astype(np.float64), wanted)
+    assert np.array_equal(in_int8(x, q), x)
+
+
 @pytest.mark.parametrize("op", CONTRACTS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_cpu_matches_the_twin(op: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEVL_ISA", isa)
+    use(isa, monkeypatch)
     for index, case in enumerate(BY_OP[op]):
         wanted, wanted_cache = case.reference()
         found, found_cache = case.cpu(threads=1 + index % 2)

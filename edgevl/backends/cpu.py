@@ -17,7 +17,7 @@ from edgevl._native import Plan
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import CapacityError, UsageError
 from edgevl.layouts import StoredWeight
-from edgevl.memory import ALIGN, MemoryPlan, max_counts, plan_memory
+from edgevl.memory import ALIGN, KEY_LANES, MemoryPlan, max_counts, plan_memory
 from edgevl.recorder import Buffer, Graph, Node, WeightRef, record_decoder, record_vision
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import F32, I32, Limits
@@ -76,15 +76,34 @@ class _Program:
         view = self._arena[start : start + rows * buffer.cols * dtype.itemsize].view(dtype)
         return view.reshape(rows, buffer.cols)
 
-    def cache(self, layer: int) -> tuple[Array, Array]:
-        """Keys and values of a layer: (slots, G, context, D) each, inside the arena."""
+    def _cache(self, layer: int) -> tuple[Array, Array]:
+        """Views into the arena: a layer's keys (slots, G, blocks, D, KEY_LANES) and values (slots, G, context, D)."""
         assert self._text is not None
         dtype = np.dtype(np.float16 if self._limits.kv == "f16" else np.float32)
-        shape = (self._limits.slots, self._text.kv_heads, self._limits.context, self._text.head_dim)
-        start, size = self.memory.kv_offset + 2 * layer * self.memory.kv_layer, int(np.prod(shape)) * dtype.itemsize
-        keys = self._arena[start : start + size]
-        values = self._arena[start + self.memory.kv_layer : start + self.memory.kv_layer + size]
-        return keys.view(dtype).reshape(shape), values.view(dtype).reshape(shape)
+        heads, size, context = (self._limits.slots, self._text.kv_heads), self._text.head_dim, self._limits.context
+        start = self.memory.kv_offset + 2 * layer * self.memory.kv_layer
+        views = []
+        for shape in ((*heads, -(-context // KEY_LANES), size, KEY_LANES), (*heads, context, size)):
+            end = start + int(np.prod(shape)) * dtype.itemsize
+            views.append(self._arena[start:end].view(dtype).reshape(shape))
+            start += self.memory.kv_layer
+        return views[0], views[1]
+
+    def read_cache(self, layer: int) -> tuple[Array, Array]:
+        """Keys and values of a layer, (slots, G, context, D) each, copied."""
+        keys, values = self._cache(layer)
+        slots, groups, blocks, size, lanes = keys.shape
+        plain = keys.transpose(0, 1, 2, 4, 3).reshape(slots, groups, blocks * lanes, size)
+        return plain[:, :, : self._limits.context].copy(), values.copy()
+
+    def write_cache(self, layer: int, keys: Array, values: Array) -> None:
+        """Set what `read_cache` gives."""
+        own, place = self._cache(layer)
+        slots, groups, blocks, size, lanes = own.shape
+        padded = np.zeros((slots, groups, blocks * lanes, size), own.dtype)
+        padded[:, :, : self._limits.context] = keys
+        own[...] = padded.reshape(slots, groups, blocks, lanes, size).transpose(0, 1, 2, 4, 3)
+        place[...] = values
 
     def fill(self, name: str, inputs: Mapping[str, Array], counts: Mapping[str, int]) -> None:
         """Copy the inputs of a graph into the arena; raises `UsageError` for one that is missing or misshapen."""
@@ -290,11 +309,10 @@ def run_graph(
     read = weights.__getitem__ if isinstance(weights, Mapping) else weights
     program = _Program([graph], limits, read, config, threads)
     for layer, pair in (cache or {}).items():
-        for place, given in zip(program.cache(layer), pair, strict=True):
-            place[...] = given
+        program.write_cache(layer, *pair)
     program.fill(graph.name, inputs, counts)
     result: Array = program.run(graph.name, counts).copy()
     for layer, pair in (cache or {}).items():
-        for place, given in zip(program.cache(layer), pair, strict=True):
-            given[...] = place
+        for given, found in zip(pair, program.read_cache(layer), strict=True):
+            given[...] = found
     return result

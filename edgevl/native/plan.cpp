@@ -109,7 +109,7 @@ void Plan::cache(const CacheShape& c, const double* frequencies, int64_t count) 
             "heads must share KV heads evenly and have an even size");
     require(count == c.size / 2,
             "a head of " + text(c.size) + " needs " + text(c.size / 2) + " frequencies, not " + text(count));
-    const int64_t bytes = c.slots * c.groups * c.context * c.size * (c.half ? 2 : 4);
+    const int64_t bytes = c.slots * c.groups * key_blocks(c.context) * kKeyLanes * c.size * (c.half ? 2 : 4);
     require(c.layer_bytes >= bytes && c.layer_bytes % 64 == 0 && c.offset % 64 == 0 && c.offset >= 0 &&
                 c.offset + 2 * c.layers * c.layer_bytes <= arena_.bytes,
             "the KV cache does not fit its place in the arena");

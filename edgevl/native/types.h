@@ -17,6 +17,7 @@ constexpr int64_t kPanelRows =
     16;  // out-features of a panel of int4 codes, in every layout and instruction set
 constexpr int64_t kQueryRows = 96;    // query rows of one attention block
 constexpr int64_t kKeys = 64;         // keys of one attention block
+constexpr int64_t kKeyLanes = 16;     // keys that lie together in the KV cache
 constexpr int64_t kDecodeTokens = 8;  // steps up to this many tokens take the decode path of attention
 constexpr int64_t kSplitItems = 32;   // partial results of a split decode attention, per query head
 constexpr int64_t kSplitKeys = 256;   // fewest keys of one split
@@ -51,10 +52,14 @@ struct Weight {
     int64_t groups;        // K/Q of int4; set by Plan
 };
 
+// Blocks of keys of one slot and KV head.
+static inline int64_t key_blocks(int64_t context) { return (context + kKeyLanes - 1) / kKeyLanes; }
+
 // Bytes of a row of activations in int8 codes: K of those, a scale and a sum in f32 for each group.
 static inline int64_t coded_row_bytes(int64_t k, int64_t groups) { return (k + 8 * groups + 63) / 64 * 64; }
 
-// The keys and values of one layer: (slots, groups, context, size) each.
+// The keys and values of one layer. Values: (slots, groups, context, size). Keys lie by kKeyLanes, so that scores
+// of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks, size, kKeyLanes).
 struct CacheLayer {
     void* keys;
     void* values;

@@ -13,11 +13,17 @@ namespace {
 
 int64_t share_of(const Attention& a) { return a.cache.heads / a.cache.groups; }
 
-Source source(const Attention& a, const void* data, int64_t slot, int64_t group) {
+CachedKeys keys_of(const Attention& a, int64_t slot, int64_t group) {
+    const CacheLayer& c = a.cache;
+    const int64_t at = (slot * c.groups + group) * key_blocks(c.context) * kKeyLanes * c.size;
+    const char* first = static_cast<const char*>(c.keys) + at * (c.half ? 2 : 4);
+    return {first, c.half, c.size};
+}
+
+Source values_of(const Attention& a, int64_t slot, int64_t group) {
     const CacheLayer& c = a.cache;
     const int64_t at = (slot * c.groups + group) * c.context * c.size;
-    const void* first = c.half ? static_cast<const void*>(static_cast<const uint16_t*>(data) + at)
-                               : static_cast<const void*>(static_cast<const float*>(data) + at);
+    const char* first = static_cast<const char*>(c.values) + at * (c.half ? 2 : 4);
     return {first, c.half, c.size};
 }
 
@@ -45,44 +51,67 @@ Split split_of(const Attention& a, int64_t tokens) {
     return {keys, blocks(longest, keys)};
 }
 
+constexpr int kAbreast = W == 16 ? 2 : 1;  // vectors of keys, or of values, that are worked on side by side
+
+// Scores of R heads for B·W keys from `key` of the block on.
+template <int R, int B>
+void score(const Flash& f, int64_t row, const CachedKeys& keys, int64_t first, int64_t key) {
+    const float* q = f.q + row * f.padded;
+    V acc[R][B];
+    for (int r = 0; r < R; ++r) {
+        for (int b = 0; b < B; ++b) acc[r][b] = splat(0.0f);
+    }
+    for (int64_t d = 0; d < f.size; ++d) {
+        EDGEVL_UNROLL
+        for (int b = 0; b < B; ++b) {
+            const V k = key_vector(keys, first + key + b * W, d);
+            EDGEVL_UNROLL
+            for (int r = 0; r < R; ++r) acc[r][b] = fma(k, splat(q[r * f.padded + d]), acc[r][b]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int b = 0; b < B; ++b) store(f.scores + (row + r) * kKeys + key + b * W, acc[r][b]);
+    }
+}
+
+// Weighted sums of B vectors of values from number d on, for R heads.
+template <int R, int B>
+void weigh(const Flash& f, int64_t row, const Source& values, int64_t first, int64_t count, int64_t d) {
+    const float* weights = f.scores + row * kKeys;
+    float* out = f.out + row * f.padded + d;
+    V acc[R][B];
+    for (int r = 0; r < R; ++r) {
+        for (int b = 0; b < B; ++b) acc[r][b] = load(out + r * f.padded + b * W);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        EDGEVL_UNROLL
+        for (int b = 0; b < B; ++b) {
+            const V v = source_vector(values, first + i, d + b * W);
+            EDGEVL_UNROLL
+            for (int r = 0; r < R; ++r) acc[r][b] = fma(v, splat(weights[r * kKeys + i]), acc[r][b]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int b = 0; b < B; ++b) store(out + r * f.padded + b * W, acc[r][b]);
+    }
+}
+
 // Scores and weighted values of R heads from row `row` of f on, over `count` keys from `first` on.
 template <int R>
-void direct_block(const Flash& f, int64_t row, const Source& keys, const Source& values, int64_t first,
+void direct_block(const Flash& f, int64_t row, const CachedKeys& keys, const Source& values, int64_t first,
                   int64_t count) {
-    const float* q = f.q + row * f.padded;
-    float* scores = f.scores + row * kKeys;
-    const int64_t whole = f.size / W * W;
-    for (int64_t i = 0; i < count; ++i) {
-        V acc[R];
-        for (int r = 0; r < R; ++r) acc[r] = splat(0.0f);
-        for (int64_t d = 0; d < whole; d += W) {
-            const V k = source_vector(keys, first + i, d);
-            EDGEVL_UNROLL
-            for (int r = 0; r < R; ++r) acc[r] = fma(k, load(q + r * f.padded + d), acc[r]);
-        }
-        for (int r = 0; r < R; ++r) {
-            float score = sum(acc[r]);
-            for (int64_t d = whole; d < f.size; ++d)
-                score += source_at(keys, first + i, d) * q[r * f.padded + d];
-            scores[r * kKeys + i] = score;
-        }
-    }
+    int64_t key = 0;
+    for (; key + kAbreast * W <= count; key += kAbreast * W) score<R, kAbreast>(f, row, keys, first, key);
+    for (; key < count; key += W) score<R, 1>(f, row, keys, first, key);  // past the count: never looked at
     for (int r = 0; r < R; ++r) soften(f, row + r, count, count);
+    int64_t d = 0;
+    for (; d + kAbreast * W <= f.size; d += kAbreast * W) weigh<R, kAbreast>(f, row, values, first, count, d);
+    for (; d + W <= f.size; d += W) weigh<R, 1>(f, row, values, first, count, d);
     float* out = f.out + row * f.padded;
-    for (int64_t d = 0; d < whole; d += W) {
-        V acc[R];
-        for (int r = 0; r < R; ++r) acc[r] = load(out + r * f.padded + d);
-        for (int64_t i = 0; i < count; ++i) {
-            const V v = source_vector(values, first + i, d);
-            EDGEVL_UNROLL
-            for (int r = 0; r < R; ++r) acc[r] = fma(v, splat(scores[r * kKeys + i]), acc[r]);
-        }
-        for (int r = 0; r < R; ++r) store(out + r * f.padded + d, acc[r]);
-    }
-    for (int64_t d = whole; d < f.size; ++d) {
+    for (; d < f.size; ++d) {
         for (int64_t i = 0; i < count; ++i) {
             const float v = source_at(values, first + i, d);
-            for (int r = 0; r < R; ++r) out[r * f.padded + d] += v * scores[r * kKeys + i];
+            for (int r = 0; r < R; ++r) out[r * f.padded + d] += v * f.scores[(row + r) * kKeys + i];
         }
     }
 }
@@ -93,8 +122,8 @@ void run_few(const Attention& a, int64_t tokens, int64_t item, float* scratch) {
     const int64_t token = item / split.parts / a.cache.groups, share = share_of(a), size = a.cache.size;
     const int64_t begin = part * split.keys,
                   end = smaller(begin + split.keys, int64_t(a.positions[token]) + 1);
-    const Source keys = source(a, a.cache.keys, a.slots[token], group);
-    const Source values = source(a, a.cache.values, a.slots[token], group);
+    const CachedKeys keys = keys_of(a, a.slots[token], group);
+    const Source values = values_of(a, a.slots[token], group);
     const Flash f = make_flash(scratch, size, larger(kQueryRows, share));
     start_rows(f, share);
     for (int64_t h = 0; h < share; ++h) set_query(f, h, query(a, token, group * share + h));
@@ -152,8 +181,8 @@ int64_t block_tokens(const Attention& a) { return larger(1, kQueryRows / share_o
 // Tokens first..last, all of one slot, of one KV head.
 void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t group, const Flash& f) {
     const int64_t share = share_of(a), rows = (last - first) * share;
-    const Source keys = source(a, a.cache.keys, a.slots[first], group);
-    const Source values = source(a, a.cache.values, a.slots[first], group);
+    const CachedKeys keys = keys_of(a, a.slots[first], group);
+    const Source values = values_of(a, a.slots[first], group);
     int64_t longest = 0;
     start_rows(f, rows);
     for (int64_t r = 0; r < rows; ++r) {
@@ -162,7 +191,8 @@ void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t grou
     }
     for (int64_t key = 0; key < longest; key += kKeys) {
         const int64_t count = smaller(kKeys, longest - key);
-        load_block(f, keys, values, key, count);
+        load_keys(f, keys, key, count);
+        load_values(f, values, key, count);
         absorb(f, rows, count,
                [&](int64_t r) { return smaller(count, int64_t(a.positions[first + r / share]) + 1 - key); });
     }

@@ -28,6 +28,20 @@ static inline float source_at(const Source& s, int64_t row, int64_t d) {
                   : static_cast<const float*>(s.data)[at];
 }
 
+// Keys of the cache: for each block of kKeyLanes of them, D rows of one number of each.
+struct CachedKeys {
+    const void* data;
+    bool half;
+    int64_t size;  // D
+};
+
+// Number d of the W keys from `first` on, a multiple of W.
+static inline V key_vector(const CachedKeys& s, int64_t first, int64_t d) {
+    const int64_t at = (first / kKeyLanes * s.size + d) * kKeyLanes + first % kKeyLanes;
+    return s.half ? load_half(static_cast<const uint16_t*>(s.data) + at)
+                  : load(static_cast<const float*>(s.data) + at);
+}
+
 struct Flash {
     int64_t size, padded;  // D, and D rounded up to whole panels of 32
     float* q;              // (rows, padded), scaled
@@ -108,9 +122,8 @@ static inline void soften(const Flash& f, int64_t row, int64_t count, int64_t ke
     f.top[row] = top;
 }
 
-// `count` keys, transposed, and values from row `first` of the sources on.
-static inline void load_block(const Flash& f, const Source& keys, const Source& values, int64_t first,
-                              int64_t count) {
+// `count` keys, transposed, from row `first` of the source on.
+static inline void load_keys(const Flash& f, const Source& keys, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; i += W) {
         const int64_t n = smaller(W, count - i);
         int64_t d = 0;
@@ -127,6 +140,17 @@ static inline void load_block(const Flash& f, const Source& keys, const Source& 
             }
         }
     }
+}
+
+// The same from the cache; `first` is a multiple of kKeyLanes.
+static inline void load_keys(const Flash& f, const CachedKeys& keys, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; i += W) {
+        for (int64_t d = 0; d < f.size; ++d) store(f.keys + d * kKeys + i, key_vector(keys, first + i, d));
+    }
+}
+
+// `count` values from row `first` of the source on.
+static inline void load_values(const Flash& f, const Source& values, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         float* out = f.values + i * f.padded;
         int64_t d = 0;

@@ -22,7 +22,8 @@ void run(const FullAttention& a, const Step&, int, int64_t item, float* scratch)
     for (int64_t r = 0; r < rows; ++r) set_query(f, r, base + (first + r) * 3 * width);
     for (int64_t key = 0; key < a.tokens; key += kKeys) {
         const int64_t count = smaller(kKeys, a.tokens - key);
-        load_block(f, keys, values, key, count);
+        load_keys(f, keys, key, count);
+        load_values(f, values, key, count);
         absorb(f, rows, count, [&](int64_t) { return count; });
     }
     for (int64_t r = 0; r < rows; ++r) {

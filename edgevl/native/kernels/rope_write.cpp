@@ -30,8 +30,8 @@ void turn(const float* x, const double* turns, int64_t half, float* out) {
     }
 }
 
-// One head into the cache (slots, G, context, D) at float offset `at`.
-void write(void* cache, bool half, int64_t at, const float* x, int64_t size) {
+// One head of values into the cache at number `at`.
+void write_value(void* cache, bool half, int64_t at, const float* x, int64_t size) {
     if (!half) {
         std::memcpy(static_cast<float*>(cache) + at, x, size_t(size) * sizeof(float));
         return;
@@ -40,6 +40,17 @@ void write(void* cache, bool half, int64_t at, const float* x, int64_t size) {
     int64_t d = 0;
     for (; d + W <= size; d += W) store_half(out + d, load(x + d));
     for (; d < size; ++d) out[d] = float_to_half(x[d]);
+}
+
+// One head of keys, whose numbers lie kKeyLanes apart.
+void write_key(void* cache, bool half, int64_t at, const float* x, int64_t size) {
+    for (int64_t d = 0; d < size; ++d, at += kKeyLanes) {
+        if (half) {
+            static_cast<uint16_t*>(cache)[at] = float_to_half(x[d]);
+        } else {
+            static_cast<float*>(cache)[at] = x[d];
+        }
+    }
 }
 
 void one_row(const RopeWrite& a, int64_t row, float* scratch) {
@@ -51,10 +62,11 @@ void one_row(const RopeWrite& a, int64_t row, float* scratch) {
     const double* turns = a.turns + row * size;
     for (int64_t h = 0; h < c.heads; ++h) turn(q + h * size, turns, half, a.out + (row * c.heads + h) * size);
     for (int64_t g = 0; g < c.groups; ++g) {
-        const int64_t at = ((a.slots[row] * c.groups + g) * c.context + a.positions[row]) * size;
+        const int64_t head = a.slots[row] * c.groups + g, place = a.positions[row];
+        const int64_t block = head * key_blocks(c.context) + place / kKeyLanes;
         turn(k + g * size, turns, half, scratch);
-        write(c.keys, c.half, at, scratch, size);
-        write(c.values, c.half, at, v + g * size, size);
+        write_key(c.keys, c.half, block * size * kKeyLanes + place % kKeyLanes, scratch, size);
+        write_value(c.values, c.half, (head * c.context + place) * size, v + g * size, size);
     }
 }
 
