@@ -35,7 +35,7 @@ from edgevl.checkpoint.parts import part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import UsageError
 from edgevl.files import atomic_file, sha256_file, staging_directory
-from edgevl.layouts import int4_shapes, pack
+from edgevl.layouts import int4_shapes, int8_shapes, pack
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import TensorSpec, write_safetensors
@@ -245,5 +245,5 @@ def _plan_part(
         return kind, {"values": (kind.upper(), part.shape)}
     n, k = part.shape
     if kind == "int8":
-        return kind, {"codes": ("I8", (n, k)), "scales": ("F32", (n,))}
+        return kind, dict(int8_shapes(n, k))
     return kind, dict(int4_shapes(n, k, group or _head_group(k)))

@@ -18,7 +18,7 @@ from edgevl.cache import cache_directory
 from edgevl.config import ModelConfig, from_json
 from edgevl.errors import BundleError, UsageError
 from edgevl.files import atomic_file, sha256_file
-from edgevl.layouts import FIELDS, StoredWeight, int4_shapes
+from edgevl.layouts import FIELDS, StoredWeight, int4_shapes, int8_shapes
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import SafetensorsFile
@@ -253,7 +253,7 @@ class Bundle:
             return tuple(record.shape)
         n, k = record.shape
         if record.kind == "int8":
-            return (n, k) if key == "codes" else (n,)
+            return int8_shapes(n, k)[key][1]
         groups = self._file.specs[record.arrays["scales"]].shape if record.arrays["scales"] in self._file.specs else ()
         count = groups[1] if len(groups) == 3 else 0
         if count < 1 or k % count or k // count not in (32, 64, 128):

@@ -20,12 +20,12 @@ class Contract:
 
 
 CONTRACTS: dict[str, Contract] = {
-    "embed": Contract("(T,), (V, C), (rows, C) -> (T, C)", "i32, f32|f16|int8, f32 -> f32", 1e-6, "table lookup"),
+    "embed": Contract("(T,), (V, C), (rows, C) -> (T, C)", "i32, f32|f16, f32 -> f32", 1e-6, "table lookup"),
     "rms_norm": Contract("(rows, C), (C,) -> (rows, C)", "f32", 1e-5, "Zhang and Sennrich 2019, arXiv 1910.07467"),
     "layer_norm": Contract("(rows, C), (C,), (C,) -> (rows, C)", "f32", 1e-5, "Ba et al. 2016, arXiv 1607.06450"),
     "linear": Contract(
         "(rows, K), (N, K), (N,), (rows, N) -> (rows, N)",
-        "f32, f32|f16|int8|int4, f32, f32 -> f32; for int4, x in int8 by groups of Q in-features",
+        "f32, f32|f16|int8|int4, f32, f32 -> f32; for int8 and int4, x in int8 by groups of 64 and Q in-features",
         2e-5,
         "x·Wᵀ",
     ),

@@ -3,9 +3,10 @@
 The one layout so far is "panels", read by the CPU kernels (see FORMAT.md for the same in words):
 
     f32, f16   values   (N, K)
-    int8       codes    (N, K) int8; scales (N,) f32
-    int4       in panels of R = 16 out-features, the last one filled up with zeros:
-               codes    (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one;
+    int8, int4 in panels of R = 16 out-features, the last one filled up with zeros:
+    int8       codes    (N/R, K'/4, R, 4) int8, in-features 4i+j, filled up with zeros to K', whole groups of 64;
+               scales   (N/R, R) f32
+    int4       codes    (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one;
                scales   (N/R, K/Q, R) f16; zeros (N/R, K/Q, R) uint8
 
 Pure numpy; `deploy` packs, the tests unpack, the runtime maps the arrays as they are.
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevl.weights import FloatWeight, Int4Weight, Int8Weight, Weight
+from edgevl.weights import INT8_GROUP, FloatWeight, Int4Weight, Int8Weight, Weight
 
 Array = NDArray[Any]
 
-PANEL = 16  # out-features that lie together in an int4 weight
+PANEL = 16  # out-features that lie together in an int8 or int4 weight
 FIELDS = {"f32": ("values",), "f16": ("values",), "int8": ("codes", "scales"), "int4": ("codes", "scales", "zeros")}
 
 
@@ -39,7 +40,9 @@ class StoredWeight:
 
     @property
     def group_size(self) -> int:
-        """Q of an int4 weight; 0 for the other kinds."""
+        """Activations that are rounded by one scale: Q of an int4 weight, `INT8_GROUP`, 0 for f32 and f16."""
+        if self.kind == "int8":
+            return INT8_GROUP
         return self.shape[1] // int(self.arrays["scales"].shape[1]) if self.kind == "int4" else 0
 
     @property
@@ -54,16 +57,19 @@ def pack(weight: Weight, bias: NDArray[np.float32] | None = None) -> StoredWeigh
         half = weight.values.dtype == np.float16
         values = np.ascontiguousarray(weight.values, dtype=np.float16 if half else np.float32)
         return StoredWeight("f16" if half else "f32", weight.shape, {"values": values}, bias)
-    if isinstance(weight, Int8Weight):
-        return StoredWeight("int8", weight.shape, {"codes": weight.codes, "scales": weight.scales}, bias)
     n, k = weight.shape
     padded = -n % PANEL
+    if isinstance(weight, Int8Weight):
+        full = np.pad(weight.codes, ((0, padded), (0, -k % INT8_GROUP)))
+        panels = np.ascontiguousarray(full.reshape(-1, PANEL, full.shape[1] // 4, 4).transpose(0, 2, 1, 3))
+        scales = np.pad(weight.scales, (0, padded)).reshape(-1, PANEL)
+        return StoredWeight("int8", weight.shape, {"codes": panels, "scales": scales}, bias)
     codes = np.pad(weight.codes, ((0, padded), (0, 0))).reshape(-1, PANEL, k // 8, 2, 4).transpose(0, 2, 1, 3, 4)
     arrays: dict[str, Array] = {"codes": np.ascontiguousarray(codes[:, :, :, 0] | (codes[:, :, :, 1] << 4))}
     grids: tuple[tuple[str, Array], ...] = (("scales", weight.scales), ("zeros", weight.zeros))
     for name, values in grids:
-        panels = np.pad(values, ((0, padded), (0, 0))).reshape(-1, PANEL, values.shape[1])
-        arrays[name] = np.ascontiguousarray(panels.transpose(0, 2, 1))
+        grid = np.pad(values, ((0, padded), (0, 0))).reshape(-1, PANEL, values.shape[1])
+        arrays[name] = np.ascontiguousarray(grid.transpose(0, 2, 1))
     return StoredWeight("int4", weight.shape, arrays, bias)
 
 
@@ -72,12 +78,20 @@ def unpack(stored: StoredWeight) -> Weight:
     if stored.kind in ("f32", "f16"):
         return FloatWeight(stored.arrays["values"])
     if stored.kind == "int8":
-        return Int8Weight(stored.arrays["codes"], stored.arrays["scales"])
+        (n, k), panels = stored.shape, stored.arrays["codes"]
+        full = panels.transpose(0, 2, 1, 3).reshape(-1, panels.shape[1] * 4)
+        return Int8Weight(np.ascontiguousarray(full[:n, :k]), stored.arrays["scales"].reshape(-1)[:n].copy())
     (n, k), packed = stored.shape, stored.arrays["codes"]
     pairs = np.stack([packed & 15, packed >> 4], axis=3)  # (N/R, K/8, R, 2, 4)
     codes = pairs.transpose(0, 2, 1, 3, 4).reshape(-1, k)[:n]
     rows = {f: stored.arrays[f].transpose(0, 2, 1).reshape(-1, k // stored.group_size)[:n] for f in ("scales", "zeros")}
     return Int4Weight(*map(np.ascontiguousarray, (codes, rows["scales"], rows["zeros"])))
+
+
+def int8_shapes(n: int, k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each array of an int8 weight (N, K)."""
+    panels, deep = -(-n // PANEL), -(-k // INT8_GROUP) * INT8_GROUP
+    return {"codes": ("I8", (panels, deep // 4, PANEL, 4)), "scales": ("F32", (panels, PANEL))}
 
 
 def int4_shapes(n: int, k: int, group_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -128,7 +128,7 @@ def _thread_values(node: Node, text: TextConfig | None) -> int:
 def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_size: GroupSize) -> int:
     """Scratch that all threads share: cosines and sines of the step in f64, and behind them what one node needs.
 
-    That is partial results of attention, or the rows that go into a linear of int4 weights, in int8.
+    That is partial results of attention, or the rows that go into a linear of int8 or int4 weights, in int8.
     """
     turns = aligned(8 * limits.chunk * text.head_dim) if text is not None else 0
     if text is not None and node.op == "rope_write":
@@ -137,7 +137,7 @@ def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_siz
         return turns + 4 * SPLIT_ITEMS * text.heads * (text.head_dim + 2)
     if node.op == "linear" and (group := group_size(node.weights[0].name)):
         rows, cols = node.inputs[0].rows, node.inputs[0].cols
-        return turns + max_counts(limits)[rows.symbol] * rows.factor * aligned(cols + 8 * (cols // group))
+        return turns + max_counts(limits)[rows.symbol] * rows.factor * aligned(-(-cols // group) * (group + 12))
     return 0
 
 
@@ -150,8 +150,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Lay out the arena of `graphs` for `limits` and a pool of `threads`.
 
-    `text` sizes the KV cache (layers, G, D); None means there is none. `group_size(name)`: Q of an int4 weight, 0 of
-    any other.
+    `text` sizes the KV cache (layers, G, D); None means there is none. `group_size(name)`: activations that an int8
+    or int4 weight takes by one scale, 0 for other kinds.
     """
     if threads < 1:
         raise UsageError(f"a plan for {threads} threads cannot run; it needs at least 1")

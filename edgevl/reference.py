@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgevl.config import TextConfig
 from edgevl.ops import Linear, Norm, Step
 from edgevl.rope import inverse_frequencies
-from edgevl.weights import Int4Weight, Weight, dequantize
+from edgevl.weights import INT8_GROUP, FloatWeight, Int4Weight, Weight, dequantize
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -64,16 +64,18 @@ def gelu(x: F32) -> F32:
 
 def in_int8(x: F32, group_size: int) -> F32:
     """(rows, K) -> the same in steps of each group's largest |value| / 127, to the nearest, halves to even."""
-    groups = x.reshape(len(x), -1, group_size).astype(np.float32)
+    rows, k = x.shape
+    groups = np.pad(x.astype(np.float32), ((0, 0), (0, -k % group_size))).reshape(rows, -1, group_size)
     top = np.abs(groups).max(axis=2, keepdims=True)
     codes = np.rint(groups * np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0))
-    coded: F32 = (codes * (top / np.float32(127))).reshape(x.shape)
+    coded: F32 = (codes * (top / np.float32(127))).reshape(rows, -1)[:, :k]
     return coded
 
 
 def linear(x: F32, weight: Weight, bias: Array | None, activation: str | None, residual: F32 | None) -> F32:
-    """(rows, K) -> (rows, N): activation(x · Wᵀ + bias) + residual; an int4 weight sees x through `in_int8`."""
-    x = in_int8(x, weight.group_size) if isinstance(weight, Int4Weight) else x
+    """(rows, K) -> (rows, N): activation(x · Wᵀ + bias) + residual; int8 and int4 weights see x through `in_int8`."""
+    if not isinstance(weight, FloatWeight):
+        x = in_int8(x, weight.group_size if isinstance(weight, Int4Weight) else INT8_GROUP)
     y: F32 = x @ dequantize(weight).T
     if bias is not None:
         y = y + bias.astype(np.float32)

@@ -25,6 +25,9 @@ class FloatWeight:
         return tuple(self.values.shape)
 
 
+INT8_GROUP = 64  # activations that are rounded to int8 by one scale in front of an int8 weight
+
+
 @dataclass(frozen=True)
 class Int8Weight:
     """w[n, k] = codes[n, k] * scales[n]."""

@@ -22,7 +22,6 @@ using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Codes8 = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 bool is_bytes(const Array& array) {
     return array.dtype().code == uint8_t(nb::dlpack::dtype_code::UInt) && array.dtype().bits == 8;
@@ -62,13 +61,20 @@ class PyPlan {
                    bias);
     }
 
-    int int8_weight(const Codes8& codes, const Floats& scales, nb::object bias) {
-        require(scales.shape(0) == codes.shape(0), "an int8 weight has one scale a row");
-        keep(Array(codes));
-        keep(Array(scales));
-        return add({edgevl::Kind::int8, int64_t(codes.shape(0)), int64_t(codes.shape(1)), 0, codes.data(),
-                    scales.data(), nullptr, nullptr, 0},
-                   bias);
+    int int8_weight(int64_t n, int64_t k, const Array& codes, const Array& scales, nb::object bias) {
+        constexpr int64_t lanes = edgevl::kPanelRows, group = edgevl::kInt8Group;
+        const int64_t panels = (n + lanes - 1) / lanes, deep = (k + group - 1) / group * group;
+        require(codes.dtype().code == uint8_t(nb::dlpack::dtype_code::Int) && codes.dtype().bits == 8 &&
+                    codes.ndim() == 4 && int64_t(codes.shape(0)) == panels &&
+                    4 * int64_t(codes.shape(1)) == deep && int64_t(codes.shape(2)) == lanes &&
+                    codes.shape(3) == 4,
+                "the codes of an int8 weight are i8, (N/16, K/4, 16, 4), K in whole groups of 64");
+        require(is_float(scales, 32) && scales.ndim() == 2 && int64_t(scales.shape(0)) == panels &&
+                    int64_t(scales.shape(1)) == lanes,
+                "the scales of an int8 weight are f32, (N/16, 16)");
+        keep(codes);
+        keep(scales);
+        return add({edgevl::Kind::int8, n, k, group, codes.data(), scales.data(), nullptr, nullptr, 0}, bias);
     }
 
     int int4_weight(int64_t n, const Array& codes, const Array& scales, const Array& zeros, nb::object bias) {
@@ -139,7 +145,7 @@ NB_MODULE(_native, m) {
             },
             "offset"_a, "symbol"_a, "factor"_a, "cols"_a, "dtype"_a)
         .def("float_weight", &PyPlan::float_weight, "values"_a.noconvert(), "bias"_a.none())
-        .def("int8_weight", &PyPlan::int8_weight, "codes"_a.noconvert(), "scales"_a.noconvert(),
+        .def("int8_weight", &PyPlan::int8_weight, "n"_a, "k"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
              "bias"_a.none())
         .def("int4_weight", &PyPlan::int4_weight, "n"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
              "zeros"_a.noconvert(), "bias"_a.none())

@@ -97,7 +97,7 @@ int Plan::buffer(int64_t offset, int symbol, int64_t factor, int64_t cols, Dtype
 int Plan::weight(const Weight& weight) {
     require(weight.n > 0 && weight.k > 0, "a weight needs rows and columns");
     weights_.push_back(weight);
-    weights_.back().groups = weight.group > 0 ? weight.k / weight.group : 0;
+    weights_.back().groups = weight.group > 0 ? (weight.k + weight.group - 1) / weight.group : 0;
     return int(weights_.size()) - 1;
 }
 
@@ -186,6 +186,7 @@ void Plan::add(int graph, const Kernel<Args>& kernel, const Args& args) {
 
 void Plan::embed(int graph, int tokens, int images, int table, int out) {
     const Weight& w = weight_at(table);
+    require(w.group == 0, "an embedding table is f32 or f16");
     const Rows rows = buffer_at(tokens, Dtype::i32, "tokens").rows;
     const int32_t* ids = as<int32_t>(indices(tokens, rows, "tokens"));
     const float* pictures = nullptr;
@@ -235,9 +236,8 @@ void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out
     require(y.data != in.data && as<float>(y) != added, "the output of a linear cannot lie on its input");
     need_thread_scratch(kPanelDepth * kPanelWidth + kTileRows * kPanelWidth, "linear");
     uint8_t* coded = nullptr;
-    if (w.kind == Kind::int4) {
-        const int64_t row = coded_row_bytes(w.k, w.groups),
-                      rows = limits_.value[in.rows.symbol] * in.rows.factor;
+    if (w.group > 0) {
+        const int64_t row = coded_row_bytes(w), rows = limits_.value[in.rows.symbol] * in.rows.factor;
         need_thread_scratch(kGemvRows * row / 4, "linear");
         coded = shared_scratch(rows * row, "linear");
     }
@@ -315,6 +315,7 @@ void Plan::patches(int graph, int pixels, int64_t side, int64_t patch, const flo
 void Plan::vision_tokens(int graph, int x, int positions, int prefix, int out) {
     const Buffer& in = buffer_at(x, Dtype::f32, "x");
     const Weight &p = weight_at(positions), &r = weight_at(prefix);
+    require(p.group == 0 && r.group == 0, "the tables of vision tokens are f32 or f16");
     require(p.k == in.cols && r.k == in.cols && in.rows.factor % p.n == 0,
             "tables and patches differ in shape");
     const Rows rows = times(in.rows, p.n + r.n, p.n);

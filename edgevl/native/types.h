@@ -13,8 +13,8 @@ constexpr int64_t kGemvRows = 7;      // most rows of a linear that go the matri
 constexpr int64_t kPanelDepth = 256;  // in-features of a dequantized weight panel
 constexpr int64_t kPanelWidth = 32;   // out-features of a dequantized weight panel
 constexpr int64_t kTileRows = 12;     // most rows of a register tile, over all instruction sets
-constexpr int64_t kPanelRows =
-    16;  // out-features of a panel of int4 codes, in every layout and instruction set
+constexpr int64_t kInt8Group = 64;    // activations that are rounded by one scale for an int8 weight
+constexpr int64_t kPanelRows = 16;    // out-features of a panel of codes, in every layout and instruction set
 constexpr int64_t kQueryRows = 96;    // query rows of one attention block
 constexpr int64_t kKeys = 64;         // keys of one attention block
 constexpr int64_t kKeyLanes = 16;     // keys that lie together in the KV cache
@@ -44,22 +44,24 @@ static inline int64_t rows_of(Rows rows, const Counts& counts) {
 struct Weight {
     Kind kind;
     int64_t n, k;          // out-features (rows), in-features
-    int64_t group;         // Q of int4
-    const void* values;    // f32, f16: (N, K); int8: codes (N, K); int4: codes (N/R, K/8, R, 4)
-    const void* scales;    // int8: (N,) f32; int4: (N/R, K/Q, R) f16
+    int64_t group;         // in-features that a scale of int4 holds for; kInt8Group
+    const void* values;    // f32, f16: (N, K); codes of int8: (N/R, K'/4, R, 4), of int4: (N/R, K/8, R, 4)
+    const void* scales;    // int8: (N/R, R) f32; int4: (N/R, K/Q, R) f16
     const uint8_t* zeros;  // int4: (N/R, K/Q, R)
     const float* bias;     // (N,) or null
-    int64_t groups;        // K/Q of int4; set by Plan
+    int64_t groups;        // of int4 and int8; set by Plan. K' is groups · group
 };
 
 // Blocks of keys of one slot and KV head.
 static inline int64_t key_blocks(int64_t context) { return (context + kKeyLanes - 1) / kKeyLanes; }
 
-// Bytes of a row of activations in int8 codes: K of those, a scale and a sum in f32 for each group.
-static inline int64_t coded_row_bytes(int64_t k, int64_t groups) { return (k + 8 * groups + 63) / 64 * 64; }
+// Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum.
+static inline int64_t coded_row_bytes(const Weight& w) {
+    return (w.groups * w.group + 12 * w.groups + 63) / 64 * 64;
+}
 
-// The keys and values of one layer. Values: (slots, groups, context, size). Keys lie by kKeyLanes, so that scores
-// of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks, size, kKeyLanes).
+// The keys and values of one layer. Values: (slots, groups, context, size). Keys lie by kKeyLanes, so that
+// scores of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks, size, kKeyLanes).
 struct CacheLayer {
     void* keys;
     void* values;

@@ -63,7 +63,7 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
         for (int t = 0; t < T; ++t) acc[r][t] = splat(0.0f);
     }
     int64_t k = 0;
-    const int64_t item = kind == Kind::f32 ? 4 : kind == Kind::f16 ? 2 : 1;
+    const int64_t item = kind == Kind::f32 ? 4 : 2;
     const int64_t ahead = fetch_distance(w.k * item, R);
     const uint8_t* row = static_cast<const uint8_t*>(w.values) + n * w.k * item;
     for (; k + W <= w.k; k += W) {
@@ -74,7 +74,6 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
             __builtin_prefetch(p + ahead);
             if constexpr (kind == Kind::f32) v = load(reinterpret_cast<const float*>(p));
             if constexpr (kind == Kind::f16) v = load_half(reinterpret_cast<const uint16_t*>(p));
-            if constexpr (kind == Kind::int8) v = load_int8(reinterpret_cast<const int8_t*>(p));
             EDGEVL_UNROLL
             for (int t = 0; t < T; ++t) acc[r][t] = fma(v, load(x + t * w.k + k), acc[r][t]);
         }
@@ -82,7 +81,6 @@ void dot_rows(const Weight& w, const float* x, int64_t n, float* out) {
     for (int r = 0; r < R; ++r) {
         for (int t = 0; t < T; ++t) {
             float y = sum(acc[r][t]);
-            if constexpr (kind == Kind::int8) y *= static_cast<const float*>(w.scales)[n + r];
             for (int64_t i = k; i < w.k; ++i) y += weight_at(w, n + r, i) * x[t * w.k + i];
             out[t * w.n + n + r] = y;
         }
@@ -122,10 +120,8 @@ void run_few(const Linear& a, int64_t rows, int64_t begin, int64_t end) {
     const Weight& w = a.weight;
     if (w.kind == Kind::f32) {
         dot<Kind::f32>(w, rows, a.x, begin, end, a.out);
-    } else if (w.kind == Kind::f16) {
-        dot<Kind::f16>(w, rows, a.x, begin, end, a.out);
     } else {
-        dot<Kind::int8>(w, rows, a.x, begin, end, a.out);
+        dot<Kind::f16>(w, rows, a.x, begin, end, a.out);
     }
     for (int64_t t = 0; t < rows; ++t) finish_row(a, t, begin, end);
 }
@@ -198,21 +194,24 @@ int64_t many_grain(const Linear& a, const Step& step, int64_t rows) {
     return panels >= 4 * int64_t(step.threads) ? rows : 8 * kTileRows;
 }
 
-// Out-features of one item of an int4 weight: whole panels, about four items a thread, and no more than what
-// stays in a core's cache while all rows of x pass.
+bool in_panels(const Weight& w) { return w.kind == Kind::int4 || w.kind == Kind::int8; }
+
+// Out-features of one item of a weight in panels: whole ones, about four items a thread, and no more than
+// what stays in a core's cache while all rows of x pass.
 int64_t panel_grain(const Linear& a, const Step& step) {
     const int64_t panels = blocks(a.weight.n, kPanelRows);
-    return larger(1, smaller(blocks(kPanelBytes, a.weight.k * kPanelRows / 2),
-                             blocks(panels, 4 * int64_t(step.threads))));
+    return larger(
+        1, smaller(blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1)),
+                   blocks(panels, 4 * int64_t(step.threads))));
 }
 
 int64_t items(const Linear& a, const Step& step, int phase) {
     const int64_t rows = rows_of(a.rows, step.counts);
     if (rows == 0) return 0;
     if (phase == 0) {  // rounding of x
-        return a.weight.kind == Kind::int4 && rows > kGemvRows ? blocks(rows, kRowGrain) : 0;
+        return in_panels(a.weight) && rows > kGemvRows ? blocks(rows, kRowGrain) : 0;
     }
-    if (a.weight.kind == Kind::int4) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step));
+    if (in_panels(a.weight)) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step));
     if (rows <= kGemvRows) return blocks(a.weight.n, few_grain(a, step));
     return blocks(a.weight.n, kPanelWidth) * blocks(rows, many_grain(a, step, rows));
 }
@@ -222,12 +221,15 @@ void run_panels(const Linear& a, const Step& step, int64_t rows, int64_t item, f
     uint8_t* coded = a.coded;
     if (rows <= kGemvRows) {
         coded = reinterpret_cast<uint8_t*>(scratch);
-        for (int64_t t = 0; t < rows; ++t)
-            quantize_row(a.x + t * w.k, w.k, w.group, coded_row(coded, t, w.k, w.groups));
+        for (int64_t t = 0; t < rows; ++t) quantize_row(w, a.x + t * w.k, coded_row(w, coded, t));
     }
     const int64_t grain = panel_grain(a, step), first = item * grain;
     const int64_t last = smaller(first + grain, blocks(w.n, kPanelRows));
-    multiply_coded(w, first, last, coded, rows, a.out);
+    if (w.kind == Kind::int4) {
+        multiply_coded<Kind::int4>(w, first, last, coded, rows, a.out);
+    } else {
+        multiply_coded<Kind::int8>(w, first, last, coded, rows, a.out);
+    }
     const int64_t end = smaller(last * kPanelRows, w.n);
     for (int64_t t = 0; t < rows; ++t) finish_row(a, t, first * kPanelRows, end);
 }
@@ -238,10 +240,10 @@ void run(const Linear& a, const Step& step, int phase, int64_t item, float* scra
     if (phase == 0) {
         const int64_t end = smaller(rows, (item + 1) * kRowGrain);
         for (int64_t t = item * kRowGrain; t < end; ++t)
-            quantize_row(a.x + t * w.k, w.k, w.group, coded_row(a.coded, t, w.k, w.groups));
+            quantize_row(w, a.x + t * w.k, coded_row(w, a.coded, t));
         return;
     }
-    if (w.kind == Kind::int4) return run_panels(a, step, rows, item, scratch);
+    if (in_panels(w)) return run_panels(a, step, rows, item, scratch);
     if (rows <= kGemvRows) {
         const int64_t grain = few_grain(a, step);
         return run_few(a, rows, item * grain, smaller(w.n, (item + 1) * grain));

@@ -17,18 +17,19 @@ constexpr int kParts = kLanes / W;       // vectors of f32 that hold one value o
 // -- activations
 // -----------------------------------------------------------------------------------------------------------
 
-// One row of activations in int8: `codes` (K), then for each group its scale, and its scale times the sum of
-// its codes, which the zeros of the weights are multiplied with.
+// One row of activations in int8: `codes` (K'), then for each group its scale, the sum of its codes, and that
+// sum times the scale, which the zeros of the weights are multiplied with.
 struct CodedRow {
     int8_t* codes;
-    float* scales;
-    float* sums;
+    float *scales, *sums;
+    int32_t* whole;
 };
 
-static inline CodedRow coded_row(uint8_t* rows, int64_t row, int64_t k, int64_t groups) {
-    uint8_t* p = rows + row * coded_row_bytes(k, groups);
-    float* scales = reinterpret_cast<float*>(p + k);
-    return {reinterpret_cast<int8_t*>(p), scales, scales + groups};
+static inline CodedRow coded_row(const Weight& w, uint8_t* rows, int64_t row) {
+    uint8_t* p = rows + row * coded_row_bytes(w);
+    float* scales = reinterpret_cast<float*>(p + w.groups * w.group);
+    return {reinterpret_cast<int8_t*>(p), scales, scales + w.groups,
+            reinterpret_cast<int32_t*>(scales + 2 * w.groups)};
 }
 
 static inline void store_codes(int8_t* p, V v) {
@@ -43,27 +44,35 @@ static inline void store_codes(int8_t* p, V v) {
 #endif
 }
 
-// x (K) -> codes -127..127 to the nearest of each group's own scale, max|x| / 127; K and Q are multiples
-// of 32.
-static inline void quantize_row(const float* x, int64_t k, int64_t group, const CodedRow& out) {
-    for (int64_t g = 0; g * group < k; ++g) {
-        const float* from = x + g * group;
-        V most = splat(0.0f);
-        for (int64_t i = 0; i < group; i += W) most = vmax(most, vabs(load(from + i)));
+// x (K) -> codes -127..127 to the nearest of each group's own scale, max|x| / 127; zeros behind K.
+static inline void quantize_row(const Weight& w, const float* x, const CodedRow& out) {
+    for (int64_t g = 0; g < w.groups; ++g) {
+        const int64_t begin = g * w.group, count = smaller(w.group, w.k - begin), full = count / W * W;
+        const float* from = x + begin;
+        const V rest = full < count ? load_part(from + full, count - full) : splat(0.0f);
+        V most = vabs(rest);
+        for (int64_t i = 0; i < full; i += W) most = vmax(most, vabs(load(from + i)));
         const float top = highest(most), inverse = top > 0.0f ? 127.0f / top : 0.0f;
         V total = splat(0.0f);
-        for (int64_t i = 0; i < group; i += W) {
-            const V code = vround(load(from + i) * splat(inverse));
-            store_codes(out.codes + g * group + i, code);
+        for (int64_t i = 0; i < w.group; i += W) {
+            const V value = i < full ? load(from + i) : i < count ? rest : splat(0.0f);
+            const V code = vround(value * splat(inverse));
+            store_codes(out.codes + begin + i, code);
             total = total + code;  // whole numbers, exact
         }
+        out.whole[g] = int32_t(sum(total));
         out.scales[g] = top / 127.0f;
-        out.sums[g] = out.scales[g] * sum(total);
+        out.sums[g] = out.scales[g] * float(out.whole[g]);
     }
 }
 
 // -- whole numbers
 // ---------------------------------------------------------------------------------------------------------
+
+// Two int16 of a lane.
+static inline int32_t pair(int8_t low, int8_t high) {
+    return int32_t(uint32_t(uint16_t(int16_t(low))) | uint32_t(uint16_t(int16_t(high))) << 16);
+}
 
 // Four in-features of each of 16 out-features, and sums over them.
 #if EDGEVL_LEVEL == 2
@@ -87,6 +96,24 @@ static inline Sums dot4(Sums sums, __m512i codes, const int8_t* x) {
 #endif
 }
 static inline V as_float(const Sums& sums, int) { return _mm512_cvtepi32_ps(sums); }
+using Bytes = __m512i;
+#if defined(__AVX512VNNI__)
+// signed codes are moved up by 128 for an instruction that wants them unsigned; the sums begin with what that
+// adds
+static inline Sums first_sums(int32_t whole) { return _mm512_set1_epi32(-128 * whole); }
+static inline Bytes load_bytes(const uint8_t* p) {
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(char(0x80)));
+}
+static inline Sums dot_bytes(Sums sums, Bytes codes, const int8_t* x) { return dot4(sums, codes, x); }
+#else
+static inline Sums first_sums(int32_t) { return no_sums(); }
+static inline Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline Sums dot_bytes(Sums sums, Bytes codes, const int8_t* x) {
+    const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 8), odd = _mm512_srai_epi16(codes, 8);
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(even, _mm512_set1_epi32(pair(x[0], x[2]))));
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(odd, _mm512_set1_epi32(pair(x[1], x[3]))));
+}
+#endif
 static inline V load_zeros(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
@@ -125,6 +152,23 @@ static inline Sums dot4(Sums sums, const Bytes64& codes, const int8_t* x) {
     return sums;
 }
 static inline V as_float(const Sums& sums, int part) { return _mm256_cvtepi32_ps(sums.half[part]); }
+using Bytes = Bytes64;
+static inline Sums first_sums(int32_t) { return no_sums(); }
+static inline Bytes load_bytes(const uint8_t* p) {
+    const __m256i* from = reinterpret_cast<const __m256i*>(p);
+    return {{_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)}};
+}
+static inline Sums dot_bytes(Sums sums, const Bytes& codes, const int8_t* x) {
+    const __m256i outer = _mm256_set1_epi32(pair(x[0], x[2])), inner = _mm256_set1_epi32(pair(x[1], x[3]));
+    EDGEVL_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(codes.half[h], 8), 8);
+        const __m256i odd = _mm256_srai_epi16(codes.half[h], 8);
+        const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(even, outer), _mm256_madd_epi16(odd, inner));
+        sums.half[h] = _mm256_add_epi32(sums.half[h], both);
+    }
+    return sums;
+}
 static inline V load_zeros(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
@@ -153,6 +197,23 @@ static inline Sums dot4(Sums sums, const uint8_t* codes, const int8_t* x) {
     }
     return sums;
 }
+struct Bytes {
+    int8_t code[64];
+};
+static inline Sums first_sums(int32_t) { return no_sums(); }
+static inline Bytes load_bytes(const uint8_t* p) {
+    Bytes out;
+    std::memcpy(out.code, p, 64);
+    return out;
+}
+static inline Sums dot_bytes(Sums sums, const Bytes& codes, const int8_t* x) {
+    for (int i = 0; i < kLanes; ++i) {
+        int32_t total = 0;
+        for (int j = 0; j < 4; ++j) total += int32_t(codes.code[4 * i + j]) * x[j];
+        sums.lane[i] += total;
+    }
+    return sums;
+}
 static inline V as_float(const Sums& sums, int part) {
     const int32_t* s = sums.lane + part * W;
     return V{float(s[0]), float(s[1]), float(s[2]), float(s[3])};
@@ -165,23 +226,17 @@ constexpr int kPanelTile = 4;
 // ----------------------------------------------------------------------------------------------------------------
 
 // P panels from `first` on times T coded rows from `row` on: y (T, 16·P), rows `stride` apart.
-template <int T, int P>
+template <Kind kind, int T, int P>
 static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows, int64_t row, float* y,
                                    int64_t stride) {
-    const int64_t codes_bytes = w.k / 8 * 64, eights = w.group / 8;
+    constexpr int64_t depth = kind == Kind::int4 ? 8 : 4;  // in-features in 64 bytes of codes
+    const int64_t codes_bytes = w.groups * w.group / depth * 64, steps = w.group / depth;
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
-    const uint16_t* scales = static_cast<const uint16_t*>(w.scales) + first * w.groups * kLanes;
-    const uint8_t* zeros = w.zeros + first * w.groups * kLanes;
-    const int8_t* x[T];
-    const float* x_scales[T];
-    const float* x_sums[T];
+    CodedRow x[T];
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {
-        const CodedRow coded = coded_row(rows, row + t, w.k, w.groups);
-        x[t] = coded.codes;
-        x_scales[t] = coded.scales;
-        x_sums[t] = coded.sums;
+        x[t] = coded_row(w, rows, row + t);
         EDGEVL_UNROLL
         for (int p = 0; p < P; ++p) {
             EDGEVL_UNROLL
@@ -193,19 +248,25 @@ static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows
         EDGEVL_UNROLL
         for (int p = 0; p < P; ++p) {
             EDGEVL_UNROLL
-            for (int t = 0; t < T; ++t) sums[p][t] = no_sums();
+            for (int t = 0; t < T; ++t)
+                sums[p][t] = kind == Kind::int8 ? first_sums(x[t].whole[g]) : no_sums();
         }
-        const int64_t begin = g * eights;
-        for (int64_t j = begin; j < begin + eights; ++j) {
+        for (int64_t j = g * steps; j < (g + 1) * steps; ++j) {
             EDGEVL_UNROLL
             for (int p = 0; p < P; ++p) {
                 const uint8_t* from = codes + p * codes_bytes + j * 64;
                 __builtin_prefetch(from + 1024);
-                const Fours four = load_fours(from);
-                EDGEVL_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    sums[p][t] = dot4(sums[p][t], four.low, x[t] + 8 * j);
-                    sums[p][t] = dot4(sums[p][t], four.high, x[t] + 8 * j + 4);
+                if constexpr (kind == Kind::int4) {
+                    const Fours four = load_fours(from);
+                    EDGEVL_UNROLL
+                    for (int t = 0; t < T; ++t) {
+                        sums[p][t] = dot4(sums[p][t], four.low, x[t].codes + 8 * j);
+                        sums[p][t] = dot4(sums[p][t], four.high, x[t].codes + 8 * j + 4);
+                    }
+                } else {
+                    const Bytes bytes = load_bytes(from);
+                    EDGEVL_UNROLL
+                    for (int t = 0; t < T; ++t) sums[p][t] = dot_bytes(sums[p][t], bytes, x[t].codes + 4 * j);
                 }
             }
         }
@@ -213,61 +274,72 @@ static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows
         for (int p = 0; p < P; ++p) {
             EDGEVL_UNROLL
             for (int i = 0; i < kParts; ++i) {
-                const int64_t at = (p * w.groups + g) * kLanes + i * W;
-                const V scale = load_half(scales + at), shift = scale * load_zeros(zeros + at);
+                V scale = splat(1.0f), shift = splat(0.0f);
+                if constexpr (kind == Kind::int4) {
+                    const int64_t at = ((first + p) * w.groups + g) * kLanes + i * W;
+                    scale = load_half(static_cast<const uint16_t*>(w.scales) + at);
+                    shift = scale * load_zeros(w.zeros + at);
+                }
                 EDGEVL_UNROLL
                 for (int t = 0; t < T; ++t) {
-                    const V whole = as_float(sums[p][t], i) * splat(x_scales[t][g]);
-                    acc[p][t][i] = fma(scale, whole, acc[p][t][i]);
-                    acc[p][t][i] = acc[p][t][i] - shift * splat(x_sums[t][g]);
+                    const V whole = as_float(sums[p][t], i) * splat(x[t].scales[g]);
+                    if constexpr (kind == Kind::int4) {
+                        acc[p][t][i] = fma(scale, whole, acc[p][t][i]) - shift * splat(x[t].sums[g]);
+                    } else {
+                        acc[p][t][i] = acc[p][t][i] + whole;
+                    }
                 }
             }
         }
     }
     EDGEVL_UNROLL
-    for (int t = 0; t < T; ++t) {
+    for (int p = 0; p < P; ++p) {
         EDGEVL_UNROLL
-        for (int p = 0; p < P; ++p) {
+        for (int i = 0; i < kParts; ++i) {
+            V scale = splat(1.0f);
+            if constexpr (kind == Kind::int8)
+                scale = load(static_cast<const float*>(w.scales) + (first + p) * kLanes + i * W);
             EDGEVL_UNROLL
-            for (int i = 0; i < kParts; ++i) store(y + t * stride + p * kLanes + i * W, acc[p][t][i]);
+            for (int t = 0; t < T; ++t) store(y + t * stride + p * kLanes + i * W, acc[p][t][i] * scale);
         }
     }
 }
 
 // Panels [first, last) times rows [row, row + T): into out (rows, N), the last panel cut off at N.
-template <int T>
+template <Kind kind, int T>
 static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t row,
                                  float* out) {
     constexpr int P = T == 1 ? 4 : T == 2 ? 2 : 1;
     float* y = out + row * w.n;
     int64_t p = first;
     const int64_t whole = smaller(last, w.n / kLanes);
-    for (; p + P <= whole; p += P) multiply_panels<T, P>(w, p, rows, row, y + p * kLanes, w.n);
-    for (; p < whole; ++p) multiply_panels<T, 1>(w, p, rows, row, y + p * kLanes, w.n);
+    for (; p + P <= whole; p += P) multiply_panels<kind, T, P>(w, p, rows, row, y + p * kLanes, w.n);
+    for (; p < whole; ++p) multiply_panels<kind, T, 1>(w, p, rows, row, y + p * kLanes, w.n);
     for (; p < last; ++p) {
         float ragged[T * kLanes];
-        multiply_panels<T, 1>(w, p, rows, row, ragged, kLanes);
+        multiply_panels<kind, T, 1>(w, p, rows, row, ragged, kLanes);
         for (int t = 0; t < T; ++t) {
             for (int64_t n = p * kLanes; n < w.n; ++n) y[t * w.n + n] = ragged[t * kLanes + n - p * kLanes];
         }
     }
 }
 
-template <int T>
+template <Kind kind, int T>
 static inline void multiply_tail(int64_t count, const Weight& w, int64_t first, int64_t last, uint8_t* rows,
                                  int64_t row, float* out) {
-    if (count == T) return multiply_rows<T>(w, first, last, rows, row, out);
-    if constexpr (T > 1) multiply_tail<T - 1>(count, w, first, last, rows, row, out);
+    if (count == T) return multiply_rows<kind, T>(w, first, last, rows, row, out);
+    if constexpr (T > 1) multiply_tail<kind, T - 1>(count, w, first, last, rows, row, out);
 }
 
 // Panels [first, last) times any number of coded rows.
+template <Kind kind>
 static inline void multiply_coded(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t count,
                                   float* out) {
     int64_t row = 0;
     for (; row + kPanelTile <= count; row += kPanelTile) {
-        multiply_rows<kPanelTile>(w, first, last, rows, row, out);
+        multiply_rows<kind, kPanelTile>(w, first, last, rows, row, out);
     }
-    if (row < count) multiply_tail<kPanelTile - 1>(count - row, w, first, last, rows, row, out);
+    if (row < count) multiply_tail<kind, kPanelTile - 1>(count - row, w, first, last, rows, row, out);
 }
 
 }  // namespace EDGEVL_ISA

@@ -86,9 +86,6 @@ static inline V load_half(const uint16_t* p) {
 static inline void store_half(uint16_t* p, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-static inline V load_int8(const int8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
 
 static inline void transpose(V r[W]) {
     V t[16];
@@ -160,9 +157,6 @@ static inline V load_half(const uint16_t* p) {
 static inline void store_half(uint16_t* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-static inline V load_int8(const int8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
 
 static inline void transpose(V r[W]) {
     V t[8];
@@ -226,7 +220,6 @@ static inline V load_half(const uint16_t* p) {
 static inline void store_half(uint16_t* p, V v) {
     for (int i = 0; i < W; ++i) p[i] = float_to_half(v[i]);
 }
-static inline V load_int8(const int8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 
 static inline void transpose(V r[W]) {
     const V a = r[0], b = r[1], c = r[2], d = r[3];
