@@ -157,7 +157,7 @@ class _Program:
         if stored.kind in ("f32", "f16"):
             handle = self.plan.float_weight(a["values"], bias)
         elif stored.kind == "int8":
-            handle = self.plan.int8_weight(*stored.shape, a["codes"], a["scales"], bias)
+            handle = self.plan.int8_weight(stored.shape[0], stored.shape[1], a["codes"], a["scales"], bias)
         elif stored.kind == "int4":
             handle = self.plan.int4_weight(stored.shape[0], a["codes"], a["scales"], a["zeros"], bias)
         else:
