@@ -97,6 +97,13 @@ def sweep(target: str | Path) -> None:
         _sweep_all(final)
 
 
+def remove_folder(folder: Path, target: Path) -> None:
+    """Remove a folder that belongs to `target`, at once for all who look; a killed removal is swept later."""
+    gone = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".staging", dir=folder.parent))
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
 @contextlib.contextmanager
 def held_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from working in `folder` at the same time; `UsageError` when one already does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from edgevl.config import TextConfig
 from edgevl.errors import UsageError
 from quantize.groups import block_table
 from quantize.observe import SAMPLE_TOKENS
+from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
@@ -19,7 +21,7 @@ _COPIES = 6  # f32 copies of the widest linear that the search and its temporari
 def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
     """How many sequences go through a block together within `max_memory`; at least 1, or `UsageError`."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
-    held = settings.samples * settings.length * c * 4  # hidden states
+    held = min(settings.samples * settings.length * c * 4, settings.max_activations)  # hidden states
     block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
     search = _COPIES * 2 * f * c * 4
     if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
@@ -44,13 +46,27 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     down = checkpoint.spec(f"{block_table(checkpoint.config, 0).linears[-1]}.weight")
     item = down.nbytes // (t.hidden_size * t.intermediate_size)
     packed = int(linears * 0.6)  # codes, and scales and zeros of groups of 32 at most
-    needed = total - linears * item + 2 * packed + 2 * settings.samples * settings.length * t.hidden_size * 4
+    hidden = settings.samples * settings.length * t.hidden_size * 4  # before and after a block, and the one in hand
+    needed = total - linears * item + 2 * packed + (2 if hidden <= settings.max_activations else 3) * hidden
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
             f"{folder} has {_size(free)} free, and the run needs up to {_size(needed)}; "
             "free some space or write elsewhere"
+        )
+
+
+def check_writing(checkpoint: Checkpoint, settings: QuantizeSettings) -> None:
+    """Raise `UsageError` when the model is too large to write its own calibration text: it writes from memory."""
+    needed = memory_needed(checkpoint, settings.samples, settings.length)
+    limit = settings.max_memory
+    if limit is None and settings.device == "cpu":
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if limit is not None and needed > limit:
+        raise UsageError(
+            f"--calibration self holds the whole model in memory, {_size(needed)}, and there is {_size(limit)}; "
+            "use another set"
         )
 
 

@@ -26,6 +26,8 @@ class QuantizeSettings:
     device: str = "cpu"  # "cpu" | "cuda"
     seed: int = 0
     max_memory: int | None = None  # bytes the job may hold beside the interpreter; None: no limit
+    max_activations: int = 2 << 30  # bytes of calibration activations held in memory; more go to the disk
+    measure: bool = True  # also carry a held-out text along, and compare both models on it at the end
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class QuantizeSettings:
     def that_matter(self) -> dict[str, Any]:
         """The settings that decide the result; an unfinished run may only be continued with the same."""
         chosen = asdict(self)
-        del chosen["resume"]
+        del chosen["resume"], chosen["max_activations"]
         return chosen
 
 

@@ -170,7 +170,7 @@ def test_weights_that_overflow_are_named(tmp_path: Path) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the report, which holds times."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "quantization_report.json"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.stem != "report"}
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -193,7 +193,7 @@ def test_the_output_is_an_awq_checkpoint_of_the_same_model(tmp_path: Path, dtype
         if part.region != "text" or part.name == "norm":
             assert np.array_equal(weight.values, part_weight(before, part)[0].values)  # type: ignore[union-attr]
     assert after.tokenizer_json() == before.tokenizer_json()
-    assert json.loads((tmp_path / "out" / "quantization_report.json").read_text())["blocks"] == report["blocks"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["blocks"] == report["blocks"]
     assert not (tmp_path / "out.partial").exists()
 
 
