@@ -81,12 +81,13 @@ def _svg(draw: Callable[[Any], None], grid: tuple[int, int], height: float) -> s
     style |= {"svg.fonttype": "none", "svg.hashsalt": "edgevl", "font.size": 9, "axes.spines.top": False}
     style |= {"axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 9, "font.family": ["sans-serif"]}
     with matplotlib.rc_context(style):  # type: ignore[arg-type]
-        figure = Figure(figsize=(9, height), layout="constrained")
+        figure = Figure(figsize=(9, height))
         figure.patch.set_alpha(0)
         axes = figure.subplots(*grid, squeeze=False)
         for axis in axes.flat:
             axis.patch.set_alpha(0)
         draw(axes)
+        figure.subplots_adjust(left=0.075, right=0.985, bottom=0.48 / height, top=1 - 0.3 / height, wspace=0.3)
         stream = io.StringIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     text = stream.getvalue()
@@ -100,11 +101,23 @@ def _svg(draw: Callable[[Any], None], grid: tuple[int, int], height: float) -> s
     return re.sub(r'href="#', f'href="#{salt}', text)
 
 
+def _logarithmic(axis: Any) -> None:
+    """Plain numbers at the powers of ten, and at 2 and 5 in between where there are few of those."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 200 else (1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.25)
+
+
 def _errors(axis: Any, blocks: list[dict[str, Any]]) -> None:
     layers = [block["layer"] for block in blocks]
     axis.plot(layers, [block["error"] for block in blocks], color=_COLOURS[1], marker="o", markersize=3)
-    axis.set(xlabel="layer", ylabel="squared error / squared change", yscale="log")
-    axis.grid(alpha=0.25)
+    axis.set(xlabel="layer", ylabel="squared error / squared change")
+    _logarithmic(axis)
 
 
 def _groups(axes: Any, blocks: list[dict[str, Any]]) -> None:
@@ -113,8 +126,8 @@ def _groups(axes: Any, blocks: list[dict[str, Any]]) -> None:
         entries = [block["groups"][i] for block in blocks]
         axis.plot(layers, [e["error_rounded"] for e in entries], color=_COLOURS[0], label="rounded to nearest")
         axis.plot(layers, [e["error_chosen"] for e in entries], color=_COLOURS[1], label="with the scale chosen")
-        axis.set(title=entries[0]["group"], xlabel="layer", yscale="log")
-        axis.grid(alpha=0.25)
+        axis.set(title=entries[0]["group"], xlabel="layer")
+        _logarithmic(axis)
         if i == 0:
             axis.set_ylabel("relative error")
             axis.legend(fontsize=7)
@@ -131,7 +144,7 @@ def _scales(axis: Any, blocks: list[dict[str, Any]]) -> None:
                 axis.plot(where, y, marker, color=_COLOURS[i], markersize=4.5, alpha=0.85)
     marks = [axis.plot([], [], "o", color=_COLOURS[i], label=name)[0] for i, name in enumerate(names)]
     marks += [axis.plot([], [], m, color="gray", label=_SCALE_NAMES[kind])[0] for kind, m in _SCALES.items()]
-    axis.legend(handles=marks, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    axis.legend(handles=marks, fontsize=7, ncols=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.set(xlabel="layer", ylabel="exponent", ylim=(-0.05, 1.05))
     axis.grid(alpha=0.25)
 
@@ -155,9 +168,9 @@ def _worst(entry: dict[str, Any], picture: Picture | None) -> str:
         for values, name, colour in (("activation", "activations", 0), ("weight", "weights", 1)):
             given = np.asarray(entry[values], float)
             axis.plot(given / max(given.mean(), 1e-30), color=_COLOURS[colour], label=name, linewidth=0.9)
-        axis.set(xlabel="channels", ylabel="mean |value| / its mean", yscale="log")
+        axis.set(xlabel="channels", ylabel="mean |value| / its mean")
         axis.legend(fontsize=7)
-        axis.grid(alpha=0.25)
+        _logarithmic(axis)
         if picture is not None:
             shown = axes[0, 1].imshow(picture.map, aspect="auto", cmap="viridis", interpolation="nearest")
             axes[0, 1].set(title=f"largest |weight|, {picture.linear}", xlabel="in-features", ylabel="out-features")
