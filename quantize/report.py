@@ -6,6 +6,7 @@ Gathers what the blocks, the measurement and the watch found; the page is drawn 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
@@ -114,7 +115,7 @@ def pictured(checkpoint: Checkpoint, tables: list[BlockTable], report: dict[str,
 def write_report(folder: Path, report: dict[str, Any], pictures: list[Picture]) -> None:
     """Both files, each whole or not at all. The page keeps the pictures as data, so that it can be drawn again."""
     kept: list[dict[str, Any]] = [
-        {"layer": p.layer, "group": p.group, "linear": p.linear, "map": np.round(p.map, 5).tolist()} for p in pictures
+        {"layer": p.layer, "group": p.group, "linear": p.linear, **_packed(p.map)} for p in pictures
     ]
     page = draw_page(report, pictures)
     with atomic_file(folder / REPORT) as stream:
@@ -131,10 +132,7 @@ def add_measurement(folder: Path, measured: dict[str, Any]) -> None:
     report: dict[str, Any] = (
         read_report(folder) if (folder / REPORT).is_file() else {"edgevl": __version__, "blocks": [], "worst": []}
     )
-    pictures = [
-        Picture(p["layer"], p["group"], p["linear"], np.asarray(p["map"], np.float32))
-        for p in report.pop("pictures", [])
-    ]
+    pictures = [Picture(p["layer"], p["group"], p["linear"], _unpacked(p)) for p in report.pop("pictures", [])]
     write_report(folder, {**report, "quality": measured}, pictures)
 
 
@@ -162,6 +160,15 @@ def _shrunk(weight: NDArray[np.float32]) -> NDArray[np.float32]:
         edges = np.unique(np.linspace(0, weight.shape[axis], most + 1).astype(int))[:-1]
         weight = np.maximum.reduceat(weight, edges, axis=axis)
     return weight
+
+
+def _packed(values: NDArray[np.float32]) -> dict[str, Any]:
+    return {"shape": list(values.shape), "float16": base64.b64encode(values.astype("<f2").tobytes()).decode()}
+
+
+def _unpacked(packed: dict[str, Any]) -> NDArray[np.float32]:
+    values = np.frombuffer(base64.b64decode(packed["float16"]), np.float16).astype(np.float32)
+    return np.reshape(values, tuple(packed["shape"]))
 
 
 def _processor() -> str:

@@ -1,0 +1,24 @@
+"""GPTQModel, GPTQ or its AWQ. On a CPU it wants to be told how many workers to use."""
+
+from gptqmodel import GPTQModel, QuantizeConfig
+from runner import norms, read_job, save, timed
+
+job = read_job()
+
+
+method = job.options.get("method", "gptq")
+named = {"bits": 4, "group_size": job.group_size, "sym": job.symmetric}
+if method == "awq":
+    from gptqmodel.quantization import FORMAT, METHOD
+
+    named |= {"quant_method": METHOD.AWQ, "format": FORMAT.GEMM}
+model = GPTQModel.load(str(job.model), QuantizeConfig(**named), device="cpu")
+data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job.tokens]
+timed(job, "gptqmodel", lambda: model.quantize(data, batch_size=1))
+found = norms(model.model)
+for name, module in model.model.named_modules():
+    if name.endswith("_proj"):
+        weight = module.dequantize_weight()
+        shape = (module.out_features, module.in_features)
+        found[f"{name}.weight"] = (weight if tuple(weight.shape) == shape else weight.T).float()
+save(job, found)
