@@ -10,32 +10,62 @@ from edgevl.checkpoint import Checkpoint
 from edgevl.config import TextConfig
 from edgevl.errors import UsageError
 from quantize.groups import block_table
+from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
 from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
+_LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
 
 def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
     """How many sequences go through a block together within `max_memory`; at least 1, or `UsageError`."""
+    fixed, each = _needs(config, settings)
+    at_ease = max(1, min(settings.samples, _AT_EASE // each))
+    if settings.max_memory is None:
+        return at_ease
+    if max(fixed + each, _scoring(config, settings)) > settings.max_memory:
+        needed = max(fixed + each, _scoring(config, settings))
+        way = "raise it or lower --samples" if needed == fixed + each else "raise it or add --no-measure"
+        raise UsageError(
+            f"--max-memory {_size(settings.max_memory)} is too little: one block of this model, its search and the "
+            f"hidden states of {settings.samples} sequences need {_size(needed)}; {way}"
+        )
+    return max(1, min(at_ease, (settings.max_memory - fixed) // each))
+
+
+def estimate(config: TextConfig, settings: QuantizeSettings) -> int:
+    """Bytes that a run holds at most beside the interpreter and mapped files."""
+    fixed, each = _needs(config, settings)
+    return max(fixed + sequences_at_once(config, settings) * each, _scoring(config, settings))
+
+
+def _needs(config: TextConfig, settings: QuantizeSettings) -> tuple[int, int]:
+    """Bytes for a block whatever goes through it, and for each sequence in it."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
-    held = min(settings.samples * settings.length * c * 4, settings.max_activations)  # hidden states
     block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
     search = _COPIES * 2 * f * c * 4
     if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
         search = max(search, 5 * f * f * 4 + 3 * f * c * 4)
-    fixed = held + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
-    each = settings.length * (4 * f + 2 * qkv + 6 * c) * 4
-    if settings.max_memory is None:
-        return max(1, min(settings.samples, _AT_EASE // each))
-    if fixed + each > settings.max_memory:
-        raise UsageError(
-            f"--max-memory {_size(settings.max_memory)} is too little: one block of this model, its search and the "
-            f"hidden states of {settings.samples} sequences need {_size(fixed + each)}; raise it or lower --samples"
-        )
-    return max(1, min(settings.samples, _AT_EASE // each, (settings.max_memory - fixed) // each))
+    fixed = _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
+    return fixed, settings.length * (4 * f + 2 * qkv + 6 * c) * 4
+
+
+def _held(config: TextConfig, settings: QuantizeSettings) -> int:
+    """Hidden states of the calibration and of the held-out text, the latter twice."""
+    row = config.hidden_size * 4
+    judged = 2 * HELD_OUT * min(512, config.max_positions) * row if settings.measure else 0
+    return min(settings.samples * settings.length * row, settings.max_activations) + judged
+
+
+def _scoring(config: TextConfig, settings: QuantizeSettings) -> int:
+    """The head in f32 and the logits of some rows of both models, in f64."""
+    if not settings.measure:
+        return 0
+    head = config.vocab_size * config.hidden_size * 4
+    return _held(config, settings) + head + _LOGIT_COPIES * LOGITS * config.vocab_size * 8
 
 
 def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> None:

@@ -31,11 +31,11 @@ from edgevl.prompt import PromptBuilder
 from edgevl.tokenizer import Tokenizer
 from quantize.activations import Activations
 from quantize.awq import BlockResult, quantize_block
-from quantize.budget import check_disk, check_writing, sequences_at_once
+from quantize.budget import check_disk, check_writing, estimate, sequences_at_once
 from quantize.check import check_weights
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable, block_table
-from quantize.measure import compare_states, text_tokens
+from quantize.measure import HELD_OUT, compare_states, text_tokens
 from quantize.observe import input_gram, observe_block, run_block
 from quantize.output import write_output
 from quantize.part_tensors import JoinedTensors, to_torch
@@ -50,7 +50,6 @@ from quantize.watch import Watch
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 _JUDGED = 4  # sequences on which a block's output error is reported
-_HELD_OUT = 8  # sequences of the held-out text, at most
 
 
 @dataclass
@@ -118,7 +117,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         progress("writing", 0, 1)
         with watch.stage("writing"), staging_directory(out) as stage:
             write_output(checkpoint, tables, partial, stage, settings.group_size)
-            facts = Facts(matters, used, partial.job_digest(), done, watch)
+            facts = Facts(matters, used, partial.job_digest(), done, watch, estimate(checkpoint.config.text, settings))
             blocks = [partial.block_report(table.layer) for table in tables]
             report = make_report(checkpoint, stage, blocks, quality, facts)
             write_report(stage, report, pictured(checkpoint, tables, report))
@@ -303,4 +302,4 @@ def _samples(
 
 def _held_out(checkpoint: Checkpoint) -> list[list[int]]:
     """The text that the report's figures are of: what `edgevl measure` reads by default."""
-    return text_tokens(checkpoint, calibration.held_out_text())[:_HELD_OUT]
+    return text_tokens(checkpoint, calibration.held_out_text())[:HELD_OUT]

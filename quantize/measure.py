@@ -29,7 +29,8 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 _LENGTH = 512  # tokens of a sequence, the first of which is not predicted
 _AT_ONCE = 4  # sequences in a block together
-_LOGITS = 256  # rows of logits held at once
+LOGITS = 256  # rows of logits held at once
+HELD_OUT = 8  # sequences of the held-out text that a run carries along, at most
 _RUN = 64  # tokens whose mean counts as one observation
 
 
@@ -135,22 +136,23 @@ def compare_states(
 ) -> Comparison:
     """The comparison from both models' hidden states (B, S, C) before the final norm, on tokens `ids` (B, S)."""
     config, real = original.config.text, original.config.tokens.size
-    weights = [CheckpointParts(checkpoint, device) for checkpoint in (original, quantized)]
-    for parts in weights:
+    kept = {id(checkpoint): CheckpointParts(checkpoint, device) for checkpoint in (original, quantized)}
+    for parts in kept.values():
         parts.keep(("norm", "head"))
+    weights = [kept[id(original)], kept[id(quantized)]]
     targets = ids[:, 1:].reshape(-1)
     rows = [state[:, :-1].reshape(-1, config.hidden_size) for state in states]
     found = torch.empty(4, len(targets), dtype=torch.float64)  # nll original, nll quantized, kl, agreements
-    for begin in range(0, len(targets), _LOGITS):
+    for begin in range(0, len(targets), LOGITS):
         progress("logits", begin, len(targets))
         logs = []
         for parts, row in zip(weights, rows, strict=True):
             ops = TorchOps(parts, 1)
-            x = ops.rms_norm(row[begin : begin + _LOGITS].to(device), ops.norm_weight("norm"), config.rms_norm_eps)
+            x = ops.rms_norm(row[begin : begin + LOGITS].to(device), ops.norm_weight("norm"), config.rms_norm_eps)
             # padding rows of the head are never sampled
             logs.append(functional.log_softmax(ops.linear(x, ops.linear_weight("head"))[:, :real].double(), dim=1))
-        wanted = targets[begin : begin + _LOGITS, None].to(device)
-        now = found[:, begin : begin + _LOGITS]
+        wanted = targets[begin : begin + LOGITS, None].to(device)
+        now = found[:, begin : begin + LOGITS]
         now[0] = -logs[0].gather(1, wanted)[:, 0].cpu()
         now[1] = -logs[1].gather(1, wanted)[:, 0].cpu()
         now[2] = (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).cpu()

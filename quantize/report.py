@@ -47,6 +47,7 @@ class Facts:
     job: str  # digest of everything that the result depends on
     resumed: int  # blocks that an earlier process had finished
     watch: Watch
+    estimate: int  # bytes of memory that were expected
 
 
 def channels(group: ScaleGroup, tensors: dict[str, Tensor], seen: Observations) -> dict[str, list[float]]:
@@ -90,7 +91,12 @@ def make_report(
         "seconds": round(sum(block["seconds"] for block in blocks), 1),
         "stages": dict(facts.watch.seconds),
         "resumed_after_blocks": facts.resumed,
-        "memory": {"peak_resident_bytes": facts.watch.peak, "peak_own_bytes": facts.watch.own_peak},
+        "memory": {
+            "estimated_bytes": facts.estimate,
+            "interpreter_bytes": facts.watch.base,
+            "peak_own_bytes": facts.watch.own_peak,
+            "peak_resident_bytes": facts.watch.peak,
+        },
         "machine": {
             "processor": _processor(),
             "threads": torch.get_num_threads(),

@@ -19,6 +19,7 @@ class Watch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.own_peak = 0
+        self.base = own_bytes()  # of the interpreter and its libraries, before any work
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 

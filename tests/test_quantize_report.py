@@ -53,12 +53,11 @@ def test_the_figures_are_those_of_measure(made: tuple[Path, Path]) -> None:
     from calibration import held_out_text
     from edgevl.checkpoint import open_checkpoint
     from edgevl.tokenizer import Tokenizer
-    from quantize.job import _HELD_OUT
-    from quantize.measure import compare, text_tokens
+    from quantize.measure import HELD_OUT, compare, text_tokens
 
     original, copy = (open_checkpoint(path) for path in made)
     tokenizer = Tokenizer(original.tokenizer_json())
-    ids = [token for row in text_tokens(original, held_out_text())[:_HELD_OUT] for token in row[1:]]
+    ids = [token for row in text_tokens(original, held_out_text())[:HELD_OUT] for token in row[1:]]
     found = compare(original, copy, tokenizer.decode(ids)) if tokenizer.decode(ids) in held_out_text() else None
     quality = read_report(made[1])["quality"]
     assert found is not None and found.tokens == quality["tokens"]

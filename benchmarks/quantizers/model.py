@@ -21,7 +21,7 @@ from edgevl.weights import dequantize, quantize_int4
 
 
 def write_model(source: str, folder: Path, layers: int | None) -> Checkpoint:
-    """`source` ("demo": its language model) as an f32 `LlamaForCausalLM` in `folder`; only the first `layers` blocks."""
+    """`source` ("demo": its language model) as an f32 `LlamaForCausalLM` in `folder`; the first `layers` blocks."""
     original = open_checkpoint(find_gguf() if source == "demo" else source)
     config = {**original.config_json, "torch_dtype": "float32"}
     config.pop("dtype", None)
