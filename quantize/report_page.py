@@ -87,7 +87,13 @@ def _svg(draw: Callable[[Any], None], grid: tuple[int, int], height: float) -> s
         for axis in axes.flat:
             axis.patch.set_alpha(0)
         draw(axes)
-        figure.subplots_adjust(left=0.075, right=0.985, bottom=0.48 / height, top=1 - 0.3 / height, wspace=0.3)
+        figure.subplots_adjust(
+            left=0.085,
+            right=0.96 if height < 3 and grid[1] == 2 else 0.985,
+            bottom=0.48 / height,
+            top=1 - 0.3 / height,
+            wspace=0.3,
+        )
         stream = io.StringIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     text = stream.getvalue()
@@ -116,7 +122,7 @@ def _logarithmic(axis: Any) -> None:
 def _errors(axis: Any, blocks: list[dict[str, Any]]) -> None:
     layers = [block["layer"] for block in blocks]
     axis.plot(layers, [block["error"] for block in blocks], color=_COLOURS[1], marker="o", markersize=3)
-    axis.set(xlabel="layer", ylabel="squared error / squared change")
+    axis.set(xlabel="layer", ylabel="relative error")
     _logarithmic(axis)
 
 

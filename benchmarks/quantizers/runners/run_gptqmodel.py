@@ -7,7 +7,7 @@ job = read_job()
 
 
 method = job.options.get("method", "gptq")
-named = {"bits": 4, "group_size": job.group_size, "sym": job.symmetric}
+named = {"bits": 4, "group_size": job.group_size, "sym": job.symmetric, "offload_to_disk": False}
 if method == "awq":
     from gptqmodel.quantization import FORMAT, METHOD
 
