@@ -16,6 +16,7 @@ from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
+_SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
@@ -50,7 +51,8 @@ def _needs(config: TextConfig, settings: QuantizeSettings) -> tuple[int, int]:
     if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
         search = max(search, 5 * f * f * 4 + 3 * f * c * 4)
     fixed = _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
-    return fixed, settings.length * (4 * f + 2 * qkv + 6 * c) * 4
+    length = max(settings.length, min(512, config.max_positions) if settings.measure else 0)
+    return fixed, length * (4 * f + 2 * qkv + 6 * c) * 4
 
 
 def _held(config: TextConfig, settings: QuantizeSettings) -> int:
@@ -77,7 +79,9 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     item = down.nbytes // (t.hidden_size * t.intermediate_size)
     packed = int(linears * 0.6)  # codes, and scales and zeros of groups of 32 at most
     hidden = settings.samples * settings.length * t.hidden_size * 4  # before and after a block, and the one in hand
-    needed = total - linears * item + 2 * packed + (2 if hidden <= settings.max_activations else 3) * hidden
+    judged = 4 * HELD_OUT * min(512, t.max_positions) * t.hidden_size * 4 if settings.measure else 0
+    copies = 2 if hidden <= settings.max_activations else 3
+    needed = total - linears * item + 2 * packed + copies * hidden + judged + _SMALL_FILES
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -101,4 +105,4 @@ def check_writing(checkpoint: Checkpoint, settings: QuantizeSettings) -> None:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

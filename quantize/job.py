@@ -205,7 +205,8 @@ def _one_block(
         device,
     )
     if judged is not None:
-        run_block(config, layer, floats, judged[0], chunk, judged[0], device)
+        judged_chunk = max(1, chunk * hidden.shape[1] // judged.shape[2])
+        run_block(config, layer, floats, judged[0], judged_chunk, judged[0], device)
     tick("search")
 
     def store_as(name: str, tensor: Tensor) -> Tensor:
@@ -224,7 +225,7 @@ def _one_block(
     values = JoinedTensors(table.parts, result.values)
     run_block(config, layer, values, hidden, chunk, hidden, device)
     if judged is not None:
-        run_block(config, layer, values, judged[1], chunk, judged[1], device)
+        run_block(config, layer, values, judged[1], judged_chunk, judged[1], device)
     if not torch.isfinite(hidden).all():
         raise EdgevlError(
             f"layer {layer} gives infinite or undefined values on the calibration data; "

@@ -250,7 +250,7 @@ def test_what_cannot_work_is_refused_before_work(tmp_path: Path) -> None:
         quantize(model, tmp_path / "out", QuantizeSettings(group_size=64, **FEW))
     with pytest.raises(UsageError, match="choose 128, 64 or 32"):
         QuantizeSettings(group_size=48)
-    with pytest.raises(UsageError, match=r"--max-memory 0\.00 GB is too little"):
+    with pytest.raises(UsageError, match=r"--max-memory 0\.0 MB is too little"):
         quantize(model, tmp_path / "out", QuantizeSettings(max_memory=1000, **FEW))
     quantized = str(tiny_llama(tmp_path / "q", awq=True))
     with pytest.raises(UsageError, match="is quantized already"):

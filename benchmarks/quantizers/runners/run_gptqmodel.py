@@ -1,5 +1,6 @@
 """GPTQModel, GPTQ or its AWQ. On a CPU it wants to be told how many workers to use."""
 
+import torch
 from gptqmodel import GPTQModel, QuantizeConfig
 from runner import norms, read_job, save, timed
 
@@ -16,9 +17,9 @@ model = GPTQModel.load(str(job.model), QuantizeConfig(**named), device="cpu")
 data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job.tokens]
 timed(job, "gptqmodel", lambda: model.quantize(data, batch_size=1))
 found = norms(model.model)
-for name, module in model.model.named_modules():
-    if name.endswith("_proj"):
-        weight = module.dequantize_weight()
-        shape = (module.out_features, module.in_features)
-        found[f"{name}.weight"] = (weight if tuple(weight.shape) == shape else weight.T).float()
+with torch.no_grad():
+    for name, module in model.model.named_modules():
+        if name.endswith("_proj"):  # what it computes of the unit vectors, whatever kernel it chose
+            unit = torch.eye(module.in_features)
+            found[f"{name}.weight"] = module(unit).float().T
 save(job, found)
