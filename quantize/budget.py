@@ -17,6 +17,7 @@ from quantize.settings import QuantizeSettings
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
 _SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
+_LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
@@ -49,8 +50,8 @@ def _needs(config: TextConfig, settings: QuantizeSettings) -> tuple[int, int]:
     block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
     search = _COPIES * 2 * f * c * 4
     if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
-        search = max(search, 5 * f * f * 4 + 3 * f * c * 4)
-    fixed = _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
+        search = max(search, 5 * f * f * 4 + 8 * f * c * 4)
+    fixed = _LIBRARIES + _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
     length = max(settings.length, min(512, config.max_positions) if settings.measure else 0)
     return fixed, length * (4 * f + 2 * qkv + 6 * c) * 4
 
@@ -67,7 +68,7 @@ def _scoring(config: TextConfig, settings: QuantizeSettings) -> int:
     if not settings.measure:
         return 0
     head = config.vocab_size * config.hidden_size * 4
-    return _held(config, settings) + head + _LOGIT_COPIES * LOGITS * config.vocab_size * 8
+    return _LIBRARIES + _held(config, settings) + head + _LOGIT_COPIES * LOGITS * config.vocab_size * 8
 
 
 def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> None:

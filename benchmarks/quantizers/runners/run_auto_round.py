@@ -32,4 +32,4 @@ found = norms(made)
 for name, module in made.named_modules():
     if name.endswith("_proj"):
         found[f"{name}.weight"] = module.weight
-save(job, found)
+save(job, found, lambda tokens: made(tokens).logits)

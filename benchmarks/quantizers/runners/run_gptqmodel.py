@@ -1,7 +1,7 @@
 """GPTQModel, GPTQ or its AWQ. On a CPU it wants to be told how many workers to use."""
 
 import torch
-from gptqmodel import GPTQModel, QuantizeConfig
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from runner import norms, read_job, save, timed
 
 job = read_job()
@@ -16,10 +16,13 @@ if method == "awq":
 model = GPTQModel.load(str(job.model), QuantizeConfig(**named), device="cpu")
 data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job.tokens]
 timed(job, "gptqmodel", lambda: model.quantize(data, batch_size=1))
-found = norms(model.model)
+# read back from its own files: what lies in memory after quantizing is not yet in the form that it computes with
+saved = job.out.with_name(f"{job.out.name}.saved")
+model.save(str(saved))
+ready = GPTQModel.load(str(saved), device="cpu", backend=BACKEND.TORCH).model
+found = norms(ready)
 with torch.no_grad():
-    for name, module in model.model.named_modules():
-        if name.endswith("_proj"):  # what it computes of the unit vectors, whatever kernel it chose
-            unit = torch.eye(module.in_features)
-            found[f"{name}.weight"] = module(unit).float().T
-save(job, found)
+    for name, module in ready.named_modules():
+        if name.endswith("_proj"):  # what it computes of the unit vectors
+            found[f"{name}.weight"] = module(torch.eye(module.in_features, dtype=ready.dtype)).float().T
+save(job, found, lambda tokens: ready(tokens).logits)

@@ -40,4 +40,4 @@ with torch.no_grad():
             weight = module.weight_quantizer(module.weight)
             scale = getattr(module.input_quantizer, "pre_quant_scale", None)
             found[f"{name}.weight"] = weight if scale is None else weight * scale.reshape(1, -1)
-save(job, found)
+save(job, found, lambda tokens: model(tokens).logits)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 Weights = dict[str, torch.Tensor]
+_GAP = 0.05  # relative; tools that compute in 16 bits stay below
 
 
 def read_job() -> Any:
@@ -63,8 +64,12 @@ def timed(job: Any, package: str, work: Callable[[], Any]) -> Any:
     return result
 
 
-def save(job: Any, weights: Weights) -> None:
-    """The original checkpoint with these tensors in place of its own; norms that were changed belong to them too."""
+def save(job: Any, weights: Weights, ran: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    """The original checkpoint with these tensors in place of its own; norms that were changed belong to them too.
+
+    `ran`, the tool's own quantized model from tokens to logits, must agree with what is saved: a tool must not be judged
+    by how it was read.
+    """
     from safetensors.torch import load_file, save_file
 
     job.out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,14 @@ def save(job: Any, weights: Weights) -> None:
     for path in job.model.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, job.out / path.name)
+    if ran is not None:
+        rows = torch.tensor(job.tokens[:1])
+        again = SimpleNamespace(model=job.out)
+        with torch.no_grad():
+            own, read = ran(rows).float(), load_model(again)(rows).logits
+        gap = float((own - read).norm() / read.norm())
+        if gap > _GAP:
+            raise SystemExit(f"the weights read are not those that the tool computes with: logits differ by {gap:.3f}")
 
 
 def norms(model: Any) -> Weights:
