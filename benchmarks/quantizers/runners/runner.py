@@ -67,7 +67,7 @@ def timed(job: Any, package: str, work: Callable[[], Any]) -> Any:
 def save(job: Any, weights: Weights, ran: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
     """The original checkpoint with these tensors in place of its own; norms that were changed belong to them too.
 
-    `ran`, the tool's own quantized model from tokens to logits, must agree with what is saved: a tool must not be judged
+    `ran`, the tool's own quantized model from tokens to logits, must agree with what is saved: no tool is judged
     by how it was read.
     """
     from safetensors.torch import load_file, save_file
