@@ -1,10 +1,12 @@
 """Calibration sets: token sequences, some with pictures, the same every time for the same seed.
 
-`load` is all that a caller needs. The built-in sets are "text", "image-text" and "mixed"; a directory of texts and
-pictures works as well. Knows nothing of torch or of what is done with the samples. Called by `quantize`.
+`load` is all that a caller needs. The built-in sets are "text", "image-text", "mixed" and "self" (`manifests/`); a
+folder of texts and pictures or a file of JSON lines works as well. Knows nothing of torch or of what is done with the
+samples. Called by `quantize`.
 """
 
-from calibration.samples import SETS, Sample, load
+from calibration.manifests import SETS, manifest
+from calibration.samples import Sample, describe, digest, load, overlap
 from calibration.texts import held_out_text
 
-__all__ = ["SETS", "Sample", "held_out_text", "load"]
+__all__ = ["SETS", "Sample", "describe", "digest", "held_out_text", "load", "manifest", "overlap"]

@@ -7,17 +7,22 @@ for. Negative ids are rows of the sample's own image embeddings: -1-r is row r.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from calibration.pictures import draw_record
-from calibration.records import make_record
-from calibration.texts import Document, Turn, documents, parse_turns
+from calibration.manifests import SETS, manifest
+from calibration.own import Shown, read_own
+from calibration.rendered import rendered_picture
+from calibration.texts import Document, Turn, documents
 from edgevl.config import ModelConfig
 from edgevl.errors import CapacityError, UsageError
 from edgevl.image import Picture, cut_tiles, load_image
@@ -25,11 +30,7 @@ from edgevl.prompt import Message, PromptBuilder
 from edgevl.tiling import fit_tiles, image_cost
 from edgevl.tokenizer import Tokenizer
 
-SETS = ("text", "image-text", "mixed")
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_KINDS = ("receipt", "table", "chart", "sign")
-_CAPTION = "Describe the picture."
+_RUN = 32  # tokens of a fingerprint
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,6 @@ class Sample:
     tiles: NDArray[np.uint8] | None = None
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """A picture and what is said about it."""
-
-    picture: Picture
-    turns: tuple[Turn, ...]  # the picture belongs to the first user's turn
-
-
 def load(
     source: str | Path,
     tokenizer: Tokenizer,
@@ -56,25 +49,33 @@ def load(
     samples: int,
     length: int,
     seed: int,
+    written: Iterator[list[int]] | None = None,
 ) -> list[Sample]:
-    """`samples` sequences of `length` tokens from a built-in set or a directory of *.txt and pictures.
+    """`samples` sequences of `length` tokens from a built-in set, or a user's folder or .jsonl file (`own`).
 
-    A picture NAME.png belongs with NAME.txt, which holds a caption, or turns as in "user: …" and "assistant: …".
-    Raises `UsageError` for a set that does not exist, a directory with too little in it, pictures for a model without
-    eyes, or a length that no picture fits in; `ImageError` for a picture that cannot be read.
+    `written`: for the set "self", tokens that the model wrote. Raises `UsageError` for a set that does not exist, data
+    with too little in it, pictures for a model without eyes, or a length that no picture fits in; `ImageError` for a
+    picture that cannot be read.
     """
     writer = _Writer(tokenizer, prompts, config, length)
-    texts: Iterator[Document]
+    tokens: Iterator[list[int]]
+    shown: Iterator[Shown] = iter(())
     if str(source) in SETS:
-        texts, shown = documents(seed), _drawn(seed)
-        share = {"text": 0.0, "image-text": 1.0, "mixed": 0.5}[str(source)]
+        share = float(manifest(str(source))["pictures"])
+        if source == "self":
+            assert written is not None, "the caller lets the model write"
+            tokens, share = written, share if config.vision is not None else 0.0
+        else:
+            tokens = writer.text_tokens(documents(seed))
+        shown = _rendered(seed)
     else:
-        own, pictures = _directory(Path(source), seed)
-        texts, shown = (iter(own) if own else documents(seed)), iter(pictures * samples)
+        own, pictures = read_own(Path(source), seed)
+        tokens = writer.text_tokens(iter(own) if own else documents(seed))
         share = 0.5 if own and pictures else 1.0 if pictures else 0.0
+        shown = cycle(pictures)
     if share and config.vision is None:
         raise UsageError(f"the calibration set {source} has pictures and this model has no eyes; use the set text")
-    stream = _Stream(writer.text_tokens(texts), str(source))
+    stream = _Stream(tokens, str(source))
     result = []
     for i in range(samples):
         if int((i + 1) * share) > int(i * share):
@@ -82,6 +83,51 @@ def load(
         else:
             result.append(Sample(tuple(stream.take(length, i))))
     return result
+
+
+def describe(source: str | Path, samples: list[Sample], seed: int) -> dict[str, Any]:
+    """What was used, for a report: the set and its sources, counts, and a digest of all tokens and pixels."""
+    known = manifest(str(source)) if str(source) in SETS else {"name": Path(source).name, "what": "the user's own"}
+    return {
+        **known,
+        "seed": seed,
+        "samples": len(samples),
+        "length": len(samples[0].token_ids),
+        "tokens": sum(len(sample.token_ids) for sample in samples),
+        "pictures": sum(sample.tiles is not None for sample in samples),
+        "image_tokens": sum(token < 0 for sample in samples for token in sample.token_ids),
+        "sha256": digest(samples),
+        "fingerprints": sorted(fingerprints(samples)),
+    }
+
+
+def digest(samples: list[Sample]) -> str:
+    """SHA-256 over all tokens and pixels."""
+    sha = hashlib.sha256()
+    for sample in samples:
+        sha.update(np.asarray(sample.token_ids, np.int64).tobytes())
+        if sample.tiles is not None:
+            sha.update(np.ascontiguousarray(sample.tiles).tobytes())
+    return sha.hexdigest()
+
+
+def fingerprints(samples: list[Sample]) -> set[str]:
+    """Short digests of each 32 tokens of text, by which a text that was calibrated on is known again."""
+    runs = (s.token_ids[i : i + _RUN] for s in samples for i in range(0, len(s.token_ids) - _RUN + 1, _RUN))
+    return {_fingerprint(run) for run in runs if min(run) >= 0}
+
+
+def overlap(token_ids: list[int], known: set[str]) -> float:
+    """The share of a text's tokens that lie in a run whose fingerprint is known."""
+    covered = np.zeros(len(token_ids), bool)
+    for i in range(len(token_ids) - _RUN + 1):
+        if _fingerprint(token_ids[i : i + _RUN]) in known:
+            covered[i : i + _RUN] = True
+    return float(covered.mean()) if len(covered) else 0.0
+
+
+def _fingerprint(run: Iterable[int]) -> str:
+    return hashlib.sha256(np.asarray(tuple(run), np.int64).tobytes()).hexdigest()[:12]
 
 
 class _Stream:
@@ -116,25 +162,25 @@ class _Writer:
             else:
                 yield self._tokenizer.encode(document.text + "\n\n", specials=False)
 
-    def picture_sample(self, shown: _Shown, filler: _Stream) -> Sample:
+    def picture_sample(self, shown: Shown, filler: _Stream) -> Sample:
         """The picture's conversation, filled up with text to the length."""
         config = self._config
         assert config.vision is not None and config.tiling is not None, "checked by load"
-        size, turns = shown.picture.size, shown.turns
-        words = len(self._conversation(turns, shown.picture)[0])
+        picture, turns = shown.open(), shown.turns
+        words = len(self._conversation(turns, picture)[0])
         if words + config.vision.tile_tokens > self._length and len(turns) > 2:
             turns = turns[:2]
-            words = len(self._conversation(turns, shown.picture)[0])
+            words = len(self._conversation(turns, picture)[0])
         try:
-            tiling = fit_tiles([size], self._length - words, config.tiling, config.vision)
+            tiling = fit_tiles([picture.size], self._length - words, config.tiling, config.vision)
         except CapacityError as error:
             raise UsageError(
                 f"a picture and its {words} tokens of text do not fit into sequences of {self._length} tokens; "
                 f"one tile alone takes {config.vision.tile_tokens}, so use longer sequences or the set text"
             ) from error
-        cost = image_cost(*size, tiling, config.vision)
-        tiles = cut_tiles(shown.picture, cost.tiling, tiling, config.vision.tile_size)
-        ids, places = self._conversation(turns, shown.picture, cost.tokens)
+        cost = image_cost(*picture.size, tiling, config.vision)
+        tiles = cut_tiles(picture, cost.tiling, tiling, config.vision.tile_size)
+        ids, places = self._conversation(turns, picture, cost.tokens)
         for row, place in enumerate(places):
             ids[place] = -1 - row
         ids += filler.take(self._length - len(ids))
@@ -157,52 +203,10 @@ class _Writer:
         return ids + answer + ends[-1:], places
 
 
-def _drawn(seed: int) -> Iterator[_Shown]:
-    """Drawn records, kinds taking turns, with one or two questions each."""
-    random = RandomState(seed + 1)
-    while True:
-        for kind in _KINDS:
-            record = make_record(random, kind)
-            picture = load_image(draw_record(record, random))
-            order = random.permutation(len(record.questions))[: int(random.randint(1, 3))]
-            turns = [
-                Turn(role, text)
-                for i in order
-                for role, text in zip(("user", "assistant"), record.questions[int(i)], strict=True)
-            ]
-            yield _Shown(picture, tuple(turns))
-
-
-def _directory(folder: Path, seed: int) -> tuple[list[Document], list[_Shown]]:
-    """A user's texts and pictures, in an order given by the seed."""
-    if not folder.is_dir():
-        raise UsageError(f"the calibration set {folder} does not exist; use {', '.join(SETS)} or a directory")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in _PICTURES]
-    captions = {path.with_suffix(".txt") for path in pictures}
-    texts = [path for path in files if path.suffix.lower() == ".txt" and path not in captions]
-    if not texts and not pictures:
-        raise UsageError(f"{folder} holds no *.txt files and no pictures; calibration needs some of either")
-    shown = []
-    for path in pictures:
-        if not path.with_suffix(".txt").is_file():
-            raise UsageError(f"{path} has no {path.with_suffix('.txt').name} beside it; write a caption there")
-        words = _read(path.with_suffix(".txt"))
-        turns = parse_turns(words)
-        complete = len(turns) >= 2 and turns[-1].role == "assistant" and any(t.role == "user" for t in turns)
-        shown.append(
-            _Shown(load_image(path), turns if complete else (Turn("user", _CAPTION), Turn("assistant", words.strip())))
-        )
-    random = RandomState(seed)
-    documents_found = [Document(text=_read(path)) for path in texts]
-    return (
-        [documents_found[int(i)] for i in random.permutation(len(documents_found))],
-        [shown[int(i)] for i in random.permutation(len(shown))],
-    )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UsageError(f"{path} cannot be read as UTF-8 text ({problem})") from problem
+def _rendered(seed: int) -> Iterator[Shown]:
+    """Rendered pictures, with two of their questions each."""
+    for number in count(10_000 * seed):
+        made = rendered_picture("calibration", number)
+        asked = [made.questions[int(i)] for i in RandomState(number).permutation(len(made.questions))[:2]]
+        turns = [turn for q in asked for turn in (Turn("user", q.question), Turn("assistant", q.answer))]
+        yield Shown(partial(load_image, made.frames[0]), tuple(turns))

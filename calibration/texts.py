@@ -1,4 +1,4 @@
-"""The texts of the built-in sets: committed files, invented records, and the standard library's own documentation.
+"""The texts of the built-in sets: committed files, rendered documents read aloud, and Python's own documentation.
 
 A committed file holds documents, each begun by a line "%% title". Documents titled "chat" hold turns ("user: …",
 "assistant: …", "system: …") and are rendered with the model's chat template; the rest is plain text.
@@ -11,41 +11,24 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count, zip_longest
 from pathlib import Path
 
 from numpy.random import RandomState
 
-from calibration.records import make_record
+from calibration.rendered import rendered_picture
 
 _DATA = Path(__file__).with_name("data")
 _LIBRARY: tuple[str, ...] = (
-    "argparse",
-    "asyncio",
-    "collections",
-    "csv",
-    "datetime",
-    "decimal",
-    "difflib",
-    "functools",
-    "heapq",
-    "io",
+    *("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "difflib", "functools", "heapq"),
+    *("io", "itertools", "json", "logging", "os", "pathlib", "random", "re", "sched", "statistics", "string"),
+    *("subprocess", "tempfile", "textwrap", "threading", "unittest", "urllib.parse", "zipfile"),
 )
-_LIBRARY += (
-    "heapq",
-    "io",
-    "itertools",
-    "json",
-    "logging",
-    "os",
-    "pathlib",
-    "random",
-    "re",
-    "sched",
-    "statistics",
-    "string",
-)
-_LIBRARY += ("subprocess", "tempfile", "textwrap", "threading", "unittest", "urllib.parse", "zipfile")
+# kinds of rendered pictures whose text alone answers the questions about them
+_READABLE = ("receipt", "form", "table", "sign", "lines")
+_FIRST = 2_000_000  # rendered pictures of this number and above are read aloud; those below are shown
+_TELLING = 60  # characters; shorter lines may be in any two texts
 _ROLE = re.compile(r"^(system|user|assistant): ", re.MULTILINE)
 
 
@@ -66,18 +49,22 @@ class Document:
 
 
 def documents(seed: int) -> Iterator[Document]:
-    """All built-in texts, kinds taking turns, the order within a kind by seed; never ends (invented records go on)."""
+    """All built-in texts, kinds taking turns, the order within a kind by seed; never ends (rendered ones go on).
+
+    Raises `MissingExtraError` without the fonts of the rendered documents.
+    """
     random = RandomState(seed)
     files = [_shuffled(read_documents(_DATA / name), random) for name in ("chat.txt", "prose.txt", "code.txt")]
     library = _shuffled(list(_library()), random)
+    numbers = count(_FIRST + 10_000 * seed)
     for row in zip_longest(*files):
         yield from (document for document in row if document is not None)
-        yield _record_document(random)
+        yield _read_aloud(next(numbers))
     for document in library:
         yield document
-        yield _record_document(random)
-    for _ in count():
-        yield _record_document(random)
+        yield _read_aloud(next(numbers))
+    for number in numbers:
+        yield _read_aloud(number)
 
 
 def held_out_text() -> str:
@@ -95,6 +82,17 @@ def read_documents(path: Path) -> list[Document]:
     return found
 
 
+def shares_held_out(text: str) -> str | None:
+    """A line of the held-out text that is in `text` too, or None; short lines do not count."""
+    lines = _held_out_lines()
+    return next((line for line in map(str.strip, text.splitlines()) if line in lines), None)
+
+
+@lru_cache(maxsize=1)
+def _held_out_lines() -> frozenset[str]:
+    return frozenset(line.strip() for line in held_out_text().splitlines() if len(line.strip()) > _TELLING)
+
+
 def parse_turns(text: str) -> tuple[Turn, ...]:
     """Turns from "role: …" lines; a turn runs until the next such line."""
     pieces = _ROLE.split(text.strip())[1:]
@@ -105,12 +103,15 @@ def _shuffled(items: list[Document], random: RandomState) -> list[Document]:
     return [items[int(i)] for i in random.permutation(len(items))]
 
 
-def _record_document(random: RandomState) -> Document:
-    record = make_record(random)
-    question, answer = record.questions[int(random.randint(len(record.questions)))]
-    if random.randint(2):
-        return Document(turns=(Turn("user", f"{record.text}\n\n{question}"), Turn("assistant", answer)))
-    return Document(text=record.text)
+def _read_aloud(number: int) -> Document:
+    """What a rendered document says, every other time with a question about it and the answer."""
+    made = rendered_picture("calibration", number, _READABLE[number % len(_READABLE)])
+    text = "\n".join(line for line, _ in made.texts)
+    asked = [question for question in made.questions if question.task != "other"]
+    if number % 2 and asked:
+        question = asked[number // 2 % len(asked)]
+        return Document(turns=(Turn("user", f"{text}\n\n{question.question}"), Turn("assistant", question.answer)))
+    return Document(text=text)
 
 
 def _library() -> Iterator[Document]:

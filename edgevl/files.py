@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, and their digests.
 
-Everything edgevl writes goes through here: beside its target, to the disk, then renamed into place. Knows nothing of
-what is in the files. Called by every stage that leaves something on disk.
+Everything edgevl writes goes through here: beside its target, to the disk, then renamed into place. What a killed
+process left beside the same target is swept away by the next one that writes there: while a process lives, it holds a
+lock on what it writes. Knows nothing of what is in the files. Called by every stage that leaves something on disk.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from edgevl.errors import EdgevlError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK = 1 << 20
+_FRESH = 600.0  # seconds in which an unfinished file may belong to a process that has not locked it yet
+_MADE = re.compile(r"[a-z0-9_]{8}")  # what tempfile puts into a name
 
 
 @contextlib.contextmanager
@@ -30,7 +40,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     with _plain_errors(target):
+        _sweep(target, ".part", _FRESH)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        _lock(handle)
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -56,7 +68,11 @@ def staging_directory(target: str | Path, force: bool = False) -> Iterator[Path]
     check_target(final, force)
     with _plain_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".staging", dir=final.parent))
+        with _folder_locked(final.parent):
+            _sweep_all(final)
+            staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".staging", dir=final.parent))
+            handle = os.open(staging, os.O_RDONLY)
+            _lock(handle)
         try:
             staging.chmod(0o777 & ~_umask())
             yield staging
@@ -66,7 +82,38 @@ def staging_directory(target: str | Path, force: bool = False) -> Iterator[Path]
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+        finally:
+            os.close(handle)
         _sync_folder(final.parent)
+
+
+def sweep(target: str | Path) -> None:
+    """Remove what killed processes left beside `target`: staging folders, unfinished files, replaced folders.
+
+    A folder whose replacement was never completed is put back. What a living process writes is left alone.
+    """
+    final = Path(target).absolute()
+    with _folder_locked(final.parent):
+        _sweep_all(final)
+
+
+def remove_folder(folder: Path, target: Path) -> None:
+    """Remove a folder that belongs to `target`, at once for all who look; a killed removal is swept later."""
+    gone = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".staging", dir=folder.parent))
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in `folder` at the same time; `UsageError` when one already does."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if _lock(handle) is False:
+            raise UsageError(f"another process is working in {folder}; wait for it, or stop it first")
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_target(target: Path, force: bool = False) -> None:
@@ -93,6 +140,72 @@ def sha256_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def _sweep_all(final: Path) -> None:
+    for old in _leftovers(final, ".old"):
+        if (old / "replaced").is_dir() and not os.path.lexists(final):
+            (old / "replaced").rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    _sweep(final, ".staging")
+    _sweep(final, ".part", _FRESH)
+
+
+def _sweep(target: Path, suffix: str, older_than: float = 0.0) -> None:
+    for path in _leftovers(target, suffix):
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
+
+
+def _leftovers(target: Path, suffix: str) -> list[Path]:
+    """Our own files beside `target` that no living process holds."""
+    found: list[Path] = []
+    start = f".{target.name}."
+    with contextlib.suppress(OSError):
+        for path in sorted(target.parent.iterdir()):
+            middle = path.name.removeprefix(start).removesuffix(suffix)
+            if path.name != f"{start}{middle}{suffix}" or not _MADE.fullmatch(middle) or path.is_symlink():
+                continue
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY)
+                if _lock(handle):
+                    found.append(path)
+                os.close(handle)
+    return found
+
+
+def _lock(handle: int) -> bool | None:
+    """Hold an open file or folder until it is closed or the process dies; False when another holds it, None unknown."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def _folder_locked(folder: Path) -> Iterator[None]:
+    """Between making something in the folder and locking it, nobody sweeps there; waits a second at most."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # what is done in it says why
+        yield
+        return
+    try:
+        for _ in range(100):
+            if _lock(handle) is not False:
+                break
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def _plain_errors(target: Path) -> Iterator[None]:
     try:
@@ -100,6 +213,11 @@ def _plain_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise EdgevlError(f"the disk is full while writing {target}; free some space or write elsewhere") from error
+        if error.errno == errno.EFBIG:
+            raise EdgevlError(
+                f"{target} grew beyond what the file system or the limit on file sizes allows (`ulimit -f` shows it); "
+                "raise it or write elsewhere"
+            ) from error
         ours = error.filename is None or str(error.filename).startswith(str(target.parent))
         if ours and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"{target} cannot be written ({error.strerror}); choose a folder that you own") from error
@@ -109,6 +227,11 @@ def _plain_errors(target: Path) -> Iterator[None]:
 
 
 def _swap(staging: Path, final: Path) -> None:
+    with _folder_locked(final.parent):
+        _swap_locked(staging, final)
+
+
+def _swap_locked(staging: Path, final: Path) -> None:
     if not final.exists():
         staging.rename(final)
         return

@@ -127,6 +127,11 @@ class SafetensorsFile:
         raw = self.raw(name)
         return bf16_to_f32(raw) if self.specs[name].dtype == "BF16" else raw
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far; views stay valid and are read again when they are used."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def spec(self, name: str) -> TensorSpec:
         """Name, dtype and shape of a tensor."""
         if name not in self.specs:

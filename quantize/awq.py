@@ -68,7 +68,7 @@ class BlockResult:
     clips: list[ClipReport] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
-        """The block's entry of quantization_report.json."""
+        """The block's entry of report.json."""
         return {"groups": [asdict(g) for g in self.groups], "clips": [asdict(c) for c in self.clips]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,31 +10,65 @@ from edgevl.checkpoint import Checkpoint
 from edgevl.config import TextConfig
 from edgevl.errors import UsageError
 from quantize.groups import block_table
+from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
+from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
+_SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
+_LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
+_LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
 
 def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
     """How many sequences go through a block together within `max_memory`; at least 1, or `UsageError`."""
+    fixed, each = _needs(config, settings)
+    at_ease = max(1, min(settings.samples, _AT_EASE // each))
+    if settings.max_memory is None:
+        return at_ease
+    if max(fixed + each, _scoring(config, settings)) > settings.max_memory:
+        needed = max(fixed + each, _scoring(config, settings))
+        way = "raise it or lower --samples" if needed == fixed + each else "raise it or add --no-measure"
+        raise UsageError(
+            f"--max-memory {_size(settings.max_memory)} is too little: one block of this model, its search and the "
+            f"hidden states of {settings.samples} sequences need {_size(needed)}; {way}"
+        )
+    return max(1, min(at_ease, (settings.max_memory - fixed) // each))
+
+
+def estimate(config: TextConfig, settings: QuantizeSettings) -> int:
+    """Bytes that a run holds at most beside the interpreter and mapped files."""
+    fixed, each = _needs(config, settings)
+    return max(fixed + sequences_at_once(config, settings) * each, _scoring(config, settings))
+
+
+def _needs(config: TextConfig, settings: QuantizeSettings) -> tuple[int, int]:
+    """Bytes for a block whatever goes through it, and for each sequence in it."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
-    held = settings.samples * settings.length * c * 4  # hidden states
     block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
     search = _COPIES * 2 * f * c * 4
     if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
-        search = max(search, 5 * f * f * 4 + 3 * f * c * 4)
-    fixed = held + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
-    each = settings.length * (4 * f + 2 * qkv + 6 * c) * 4
-    if settings.max_memory is None:
-        return max(1, min(settings.samples, _AT_EASE // each))
-    if fixed + each > settings.max_memory:
-        raise UsageError(
-            f"--max-memory {_size(settings.max_memory)} is too little: one block of this model, its search and the "
-            f"hidden states of {settings.samples} sequences need {_size(fixed + each)}; raise it or lower --samples"
-        )
-    return max(1, min(settings.samples, _AT_EASE // each, (settings.max_memory - fixed) // each))
+        search = max(search, 5 * f * f * 4 + 8 * f * c * 4)
+    fixed = _LIBRARIES + _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
+    length = max(settings.length, min(512, config.max_positions) if settings.measure else 0)
+    return fixed, length * (4 * f + 2 * qkv + 6 * c) * 4
+
+
+def _held(config: TextConfig, settings: QuantizeSettings) -> int:
+    """Hidden states of the calibration and of the held-out text, the latter twice."""
+    row = config.hidden_size * 4
+    judged = 2 * HELD_OUT * min(512, config.max_positions) * row if settings.measure else 0
+    return min(settings.samples * settings.length * row, settings.max_activations) + judged
+
+
+def _scoring(config: TextConfig, settings: QuantizeSettings) -> int:
+    """The head in f32 and the logits of some rows of both models, in f64."""
+    if not settings.measure:
+        return 0
+    head = config.vocab_size * config.hidden_size * 4
+    return _LIBRARIES + _held(config, settings) + head + _LOGIT_COPIES * LOGITS * config.vocab_size * 8
 
 
 def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> None:
@@ -44,7 +79,10 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     down = checkpoint.spec(f"{block_table(checkpoint.config, 0).linears[-1]}.weight")
     item = down.nbytes // (t.hidden_size * t.intermediate_size)
     packed = int(linears * 0.6)  # codes, and scales and zeros of groups of 32 at most
-    needed = total - linears * item + 2 * packed + 2 * settings.samples * settings.length * t.hidden_size * 4
+    hidden = settings.samples * settings.length * t.hidden_size * 4  # before and after a block, and the one in hand
+    judged = 4 * HELD_OUT * min(512, t.max_positions) * t.hidden_size * 4 if settings.measure else 0
+    copies = 2 if hidden <= settings.max_activations else 3
+    needed = total - linears * item + 2 * packed + copies * hidden + judged + _SMALL_FILES
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -54,5 +92,18 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
         )
 
 
+def check_writing(checkpoint: Checkpoint, settings: QuantizeSettings) -> None:
+    """Raise `UsageError` when the model is too large to write its own calibration text: it writes from memory."""
+    needed = memory_needed(checkpoint, settings.drawn, settings.length)
+    limit = settings.max_memory
+    if limit is None and settings.device == "cpu":
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if limit is not None and needed > limit:
+        raise UsageError(
+            f"--calibration self holds the whole model in memory, {_size(needed)}, and there is {_size(limit)}; "
+            "use another set"
+        )
+
+
 def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

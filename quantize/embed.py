@@ -24,10 +24,12 @@ from quantize.torch_ops import TorchOps
 _TILES = 2  # in the vision tower at once
 
 
-def embed_samples(checkpoint: Checkpoint, samples: list[Sample], device: str = "cpu") -> Tensor:
-    """(B, S, C) f32 on the CPU for B samples of S tokens each."""
+def embed_samples(
+    checkpoint: Checkpoint, samples: list[Sample], device: str = "cpu", into: Tensor | None = None
+) -> Tensor:
+    """(B, S, C) f32 on the CPU for B samples of S tokens each, in `into` if that is given."""
     length = len(samples[0].token_ids)
-    hidden = torch.empty(len(samples), length, checkpoint.config.text.hidden_size)
+    hidden = torch.empty(len(samples), length, checkpoint.config.text.hidden_size) if into is None else into
     parts = CheckpointParts(checkpoint, device)
     if any(sample.tiles is not None for sample in samples):
         parts.keep(("vision.", "projector."))

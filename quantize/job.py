@@ -2,16 +2,17 @@
 
 One of the three files to read first. The hidden states of all calibration tokens are carried from block to block; for
 each block the float version is observed, AWQ chooses scales and clips, and the quantized version makes the next hidden
-states, so later blocks are fitted to what they will really be given. An interrupted run leaves `OUT.partial/` and goes
-on from there to the same bytes. Called by `edgevl quantize`.
+states, so later blocks are fitted to what they will really be given. A held-out text goes along, through the float and
+the quantized blocks, so that the report can say what was lost. An interrupted run leaves `OUT.partial/` and goes on
+from there to the same bytes. Called by `edgevl quantize`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,40 @@ import calibration
 from edgevl import __version__
 from edgevl.checkpoint import Checkpoint, open_checkpoint
 from edgevl.errors import CheckpointError, EdgevlError, UsageError
-from edgevl.files import check_target, staging_directory
+from edgevl.files import check_target, staging_directory, sweep
 from edgevl.models.names import tensor_names
 from edgevl.prompt import PromptBuilder
 from edgevl.tokenizer import Tokenizer
+from quantize.activations import Activations
 from quantize.awq import BlockResult, quantize_block
-from quantize.budget import check_disk, sequences_at_once
+from quantize.budget import check_disk, check_writing, estimate, sequences_at_once
+from quantize.check import check_weights
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable, block_table
+from quantize.measure import HELD_OUT, compare_states, text_tokens
 from quantize.observe import input_gram, observe_block, run_block
-from quantize.output import KEPT, write_output
+from quantize.output import write_output
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
+from quantize.report import REPORT, Facts, channels, make_report, pictured, read_report, write_report
+from quantize.report_page import check_plots
 from quantize.rounding import Scheme
+from quantize.self_text import write_text
 from quantize.settings import QuantizeSettings, choose_group_size
-from quantize.tune import tune
+from quantize.tune import tune, tuned_output
+from quantize.watch import Watch
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
-TUNED = 4  # times as many sequences are tuned on as scales and clips are searched on
 _JUDGED = 4  # sequences on which a block's output error is reported
+
+
+@dataclass
+class _Run:
+    """What goes from block to block."""
+
+    activations: Activations
+    judged: Tensor | None  # (2, B, S, C) of the held-out text: through the float blocks, through the quantized ones
 
 
 def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -53,37 +68,84 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
     `EdgevlError` when numbers overflow. After an interruption the same call with `resume` goes on.
     """
     checkpoint = open_checkpoint(model)
+    partial = Partial(out)
+    sweep(out)
+    if settings.resume and (report := _finished(checkpoint, out, partial, settings)) is not None:
+        return report
     settings = settle(checkpoint, out, settings)
     assert settings.group_size is not None and settings.calibration is not None
-    samples = _samples(checkpoint, settings)
-    partial = Partial.of(out)
-    matters = settings.that_matter()
-    identity = {**matters, "checkpoint": checkpoint.digest, "samples sha256": _digest(samples), "edgevl": __version__}
-    done = partial.start(identity, settings.resume)
     tables = [block_table(checkpoint.config, layer) for layer in range(checkpoint.config.text.layers)]
-
-    with torch.inference_mode():
+    ids = _held_out(checkpoint) if settings.measure else []
+    with Watch() as watch, torch.inference_mode(), partial.held():
+        with watch.stage("calibration"):
+            every = _samples(checkpoint, settings, partial, progress)
+        samples = every[: settings.samples]
+        used = calibration.describe(settings.calibration, every, settings.seed)
+        matters = settings.that_matter()
+        identity = {
+            **matters,
+            "checkpoint": checkpoint.digest,
+            "samples sha256": used["sha256"],
+            "edgevl": __version__,
+        }
+        done = partial.start(identity, settings.resume)
         if done == 0:
-            progress("calibration", 0, 1)
-            hidden = embed_samples(checkpoint, samples, settings.device)
-            progress("calibration", 1, 1)
-        else:
-            hidden = partial.load_hidden(done)
-        for table in tables[done:]:
-            _one_block(checkpoint, table, hidden, settings, partial, progress, len(tables))
-
-    tuning = None
-    if settings.effort == "best":
-        more = _samples(checkpoint, replace(settings, samples=TUNED * settings.samples))
-        tuning = tune(checkpoint, tables, partial, more, settings.device, progress)
-    report = _report(checkpoint, settings, samples, [partial.block_report(table.layer) for table in tables])
-    progress("writing", 0, 1)
-    if tuning is not None:
-        report["tuning"] = asdict(tuning)
-    with staging_directory(out) as stage:
-        write_output(checkpoint, tables, partial, stage, settings.group_size, report)
-    partial.remove()
+            with watch.stage("check"):
+                check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
+        shape = (settings.samples, settings.length, checkpoint.config.text.hidden_size)
+        run = _Run(Activations(shape, settings.max_activations, partial.folder), None)
+        with watch.stage("calibration"):
+            if done == 0:
+                progress("calibration", 0, 1)
+                embed_samples(checkpoint, samples, settings.device, run.activations.hidden)
+                if not torch.isfinite(run.activations.hidden).all():
+                    raise CheckpointError(f"{checkpoint.path} gives infinite or undefined embeddings; fetch it again")
+                if ids:
+                    judged = embed_samples(checkpoint, [calibration.Sample(tuple(row)) for row in ids])
+                    run.judged = torch.stack([judged, judged])
+                progress("calibration", 1, 1)
+            else:
+                run.judged = partial.load_hidden(done, run.activations.hidden)
+        with watch.stage("blocks"):
+            for table in tables[done:]:
+                _one_block(checkpoint, table, run, settings, partial, progress, len(tables))
+                checkpoint.release()
+        tuning = None
+        if settings.effort == "best":
+            with watch.stage("tune"), torch.inference_mode(mode=False):
+                tuning = tune(checkpoint, tables, partial, every, settings.device, progress)
+            if tuning.kept and run.judged is not None:
+                run.judged[1] = tuned_output(checkpoint, tables, partial, ids, settings.device)
+        quality = None
+        if run.judged is not None:
+            with watch.stage("measure"):
+                quality = compare_states(
+                    checkpoint, checkpoint, list(run.judged), torch.tensor(ids), settings.device, progress
+                )
+        progress("writing", 0, 1)
+        with watch.stage("writing"), staging_directory(out) as stage:
+            write_output(checkpoint, tables, partial, stage, settings.group_size)
+            facts = Facts(matters, used, partial.job_digest(), done, watch, estimate(checkpoint.config.text, settings))
+            blocks = [partial.block_report(table.layer) for table in tables]
+            report = make_report(checkpoint, stage, blocks, quality, facts)
+            report["tuning"] = None if tuning is None else asdict(tuning)
+            write_report(stage, report, pictured(checkpoint, tables, report))
+        partial.remove()
     progress("writing", 1, 1)
+    return report
+
+
+def _finished(checkpoint: Checkpoint, out: Path, partial: Partial, settings: QuantizeSettings) -> dict[str, Any] | None:
+    """The report of `out` if the unfinished run beside it is what made it: all that was left to do was to tidy up."""
+    if not partial.exists() or not (out / REPORT).is_file():
+        return None
+    report = read_report(out)
+    same = report.get("job") == partial.job_digest() and report["source"]["digest"] == checkpoint.digest
+    asked = settings.that_matter().items()
+    if not same or any(value not in (None, report["settings"].get(name)) for name, value in asked):
+        return None
+    with partial.held():
+        partial.remove()
     return report
 
 
@@ -102,24 +164,28 @@ def settle(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> Qua
         raise UsageError(
             f"sequences of {settings.length} tokens are longer than the model's {checkpoint.config.text.max_positions}"
         )
+    check_plots()
     check_target(out)
     check_disk(checkpoint, out, settings)
     sequences_at_once(checkpoint.config.text, settings)
+    if settings.calibration == "self":
+        check_writing(checkpoint, settings)
     return settings
 
 
 def _one_block(
     checkpoint: Checkpoint,
     table: BlockTable,
-    hidden: Tensor,
+    run: _Run,
     settings: QuantizeSettings,
     partial: Partial,
     progress: Progress,
     layers: int,
 ) -> None:
-    """Read, observe, quantize and save one block; `hidden` (B, S, C) is replaced by the block's quantized output."""
+    """Read, observe, quantize and save one block; the run's hidden states become the block's quantized output."""
     assert settings.group_size is not None
     config, layer, device = checkpoint.config.text, table.layer, settings.device
+    hidden, judged = run.activations.hidden, run.judged
     started = time.monotonic()
     steps = len(table.groups) + 4  # observe, the groups, clip, round, run
     count = layer * steps
@@ -131,6 +197,7 @@ def _one_block(
 
     progress(f"block {layer + 1} of {layers}: observe", count, layers * steps)
     tensors = read_block(checkpoint, table, device)
+    checkpoint.release()
     chunk = sequences_at_once(config, settings)
     before = hidden[:_JUDGED].clone()
     wanted = torch.empty_like(before)
@@ -146,6 +213,9 @@ def _one_block(
         wanted,
         device,
     )
+    if judged is not None:
+        judged_chunk = max(1, chunk * hidden.shape[1] // judged.shape[2])
+        run_block(config, layer, floats, judged[0], judged_chunk, judged[0], device)
     tick("search")
 
     def store_as(name: str, tensor: Tensor) -> Tensor:
@@ -160,17 +230,42 @@ def _one_block(
     result = quantize_block(
         config, table, tensors, seen, scheme, store_as, tick, None if settings.effort == "fast" else gram_of
     )
-    run_block(config, layer, JoinedTensors(table.parts, result.values), hidden, chunk, hidden, device)
+    _check_stored(result)
+    values = JoinedTensors(table.parts, result.values)
+    run_block(config, layer, values, hidden, chunk, hidden, device)
+    if judged is not None:
+        run_block(config, layer, values, judged[1], judged_chunk, judged[1], device)
     if not torch.isfinite(hidden).all():
         raise EdgevlError(
             f"layer {layer} gives infinite or undefined values on the calibration data; "
             "check the checkpoint, or calibrate on other data"
         )
     error = float((hidden[:_JUDGED] - wanted).square().mean() / (wanted - before).square().mean().clamp(min=1e-30))
-    report = {"layer": layer, "error": error, **result.report(), "seconds": round(time.monotonic() - started, 2)}
+    report = {
+        "layer": layer,
+        "error": error,
+        **result.report(),
+        "channels": {group.name: channels(group, tensors, seen) for group in table.groups},
+        "seconds": round(time.monotonic() - started, 2),
+    }
     partial.save_block(layer, result.linears, _changed(checkpoint, result), report)
-    partial.save_hidden(layer + 1, hidden)
+    partial.save_hidden(layer + 1, hidden, judged)
+    run.activations.release()
     tick(f"error {error:.4f}")
+
+
+def _check_stored(result: BlockResult) -> None:
+    """Raise `EdgevlError` that names what f16 cannot hold: the scale of a group, a folded norm."""
+    for module, weight in result.linears.items():
+        if not np.isfinite(weight.scales).all():
+            rows = int((~np.isfinite(weight.scales)).any(axis=1).argmax())
+            raise EdgevlError(
+                f"{module} row {rows} needs a scale beyond what f16 holds (65,504); the checkpoint cannot be stored in "
+                "this layout, or its calibration data overflow"
+            )
+    for name, tensor in result.changed.items():
+        if not torch.isfinite(tensor).all():
+            raise EdgevlError(f"{name} is not finite once its scales are folded in; calibrate on other data")
 
 
 def read_block(checkpoint: Checkpoint, table: BlockTable, device: str) -> dict[str, Tensor]:
@@ -194,43 +289,30 @@ def _changed(checkpoint: Checkpoint, result: BlockResult) -> dict[str, NDArray[A
     return arrays
 
 
-def _samples(checkpoint: Checkpoint, settings: QuantizeSettings) -> list[calibration.Sample]:
-    """The calibration sequences, in the model's own tokens and template."""
+def _samples(
+    checkpoint: Checkpoint, settings: QuantizeSettings, partial: Partial, progress: Progress
+) -> list[calibration.Sample]:
+    """The calibration sequences, in the model's own tokens and template; for "self" the model writes them first.
+
+    Scales and clips are searched on the first `settings.samples` of them; tuning takes all.
+    """
     assert settings.calibration is not None
     tokenizer = Tokenizer(checkpoint.tokenizer_json())
     prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), checkpoint.config.tokens)
-    return calibration.load(
-        settings.calibration, tokenizer, prompts, checkpoint.config, settings.samples, settings.length, settings.seed
-    )
+    chosen = (settings.drawn, settings.length, settings.seed)
+    written = None
+    if settings.calibration == "self":
+        asked = json.dumps([checkpoint.digest, *chosen])
+        rows = partial.load_written(asked)
+        if rows is None:
+            rows = write_text(
+                checkpoint, prompts, *chosen, settings.device, lambda n, of: progress("the model writes", n, of)
+            )
+            partial.save_written(rows, asked)
+        written = iter(rows)
+    return calibration.load(settings.calibration, tokenizer, prompts, checkpoint.config, *chosen, written)
 
 
-def _report(
-    checkpoint: Checkpoint,
-    settings: QuantizeSettings,
-    samples: list[calibration.Sample],
-    blocks: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """quantization_report.json."""
-    regions = ("vision", "projector", "embed", "head") if checkpoint.config.vision else ("embed", "head")
-    images = sum(token < 0 for sample in samples for token in sample.token_ids)
-    return {
-        "edgevl": __version__,
-        "source": {"name": Path(checkpoint.path).name, "digest": checkpoint.digest},
-        "settings": settings.that_matter(),
-        "calibration": {"tokens": settings.samples * settings.length, "image_tokens": images},
-        "quantized": "q, k, v, o, gate, up and down projections of every decoder block",
-        "kept": {KEPT[region][0]: KEPT[region][1] for region in regions},
-        "error": float(np.mean([block["error"] for block in blocks])),
-        "blocks": blocks,
-        "seconds": round(sum(block["seconds"] for block in blocks), 1),
-    }
-
-
-def _digest(samples: list[calibration.Sample]) -> str:
-    """Which tokens and pixels a run was calibrated on."""
-    sha = hashlib.sha256()
-    for sample in samples:
-        sha.update(np.asarray(sample.token_ids, np.int64).tobytes())
-        if sample.tiles is not None:
-            sha.update(np.ascontiguousarray(sample.tiles).tobytes())
-    return sha.hexdigest()
+def _held_out(checkpoint: Checkpoint) -> list[list[int]]:
+    """The text that the report's figures are of: what `edgevl measure` reads by default."""
+    return text_tokens(checkpoint, calibration.held_out_text())[:HELD_OUT]

@@ -6,8 +6,9 @@ few hundred tokens at a time. Called by `edgevl measure`.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration import Sample
+from calibration import Sample, overlap
 from edgevl.checkpoint import Checkpoint
 from edgevl.errors import UsageError
 from edgevl.models.decoder import decoder_block
@@ -28,18 +29,27 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 _LENGTH = 512  # tokens of a sequence, the first of which is not predicted
 _AT_ONCE = 4  # sequences in a block together
-_LOGITS = 256  # rows of logits held at once
+LOGITS = 256  # rows of logits held at once
+HELD_OUT = 8  # sequences of the held-out text that a run carries along, at most
+_RUN = 64  # tokens whose mean counts as one observation
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Over all predicted tokens. `kl` is KL(original ‖ quantized) in nats, `top1` how often both prefer one token."""
+    """Over all predicted tokens. `kl` is KL(original ‖ quantized) in nats, `top1` how often both prefer one token.
+
+    Standard errors are those of the means of runs of 64 tokens, since neighbours are alike; None of fewer than two.
+    That of the perplexity is of the ratio quantized / original, which both models' tokens decide together.
+    """
 
     perplexity_original: float
     perplexity_quantized: float
     kl: float
     top1: float
     tokens: int
+    ratio_error: float | None = None
+    kl_error: float | None = None
+    top1_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields that scripts may rely on."""
@@ -48,6 +58,7 @@ class Comparison:
             "kl": self.kl,
             "top1": self.top1,
             "tokens": self.tokens,
+            "standard_errors": {"perplexity_ratio": self.ratio_error, "kl": self.kl_error, "top1": self.top1_error},
             "images": {},
         }
 
@@ -71,7 +82,17 @@ def compare(
         for which, checkpoint in (("original", original), ("quantized", quantized)):
             samples = [Sample(tuple(row)) for row in ids]
             states.append(last_hidden(checkpoint, samples, device, lambda d, n, w=which: progress(w, d, n)))  # type: ignore[misc]
-        return _compare_logits(original, quantized, states, torch.tensor(ids), device, progress)
+        return compare_states(original, quantized, states, torch.tensor(ids), device, progress)
+
+
+def calibrated_on(quantized: Checkpoint, text: str) -> float:
+    """The share of a text's tokens that the checkpoint was calibrated on, as far as its report tells."""
+    try:
+        report = json.loads((quantized.path / "report.json").read_text(encoding="utf-8"))
+        known = set(report["calibration"]["fingerprints"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+    return overlap(Tokenizer(quantized.tokenizer_json()).encode(text, specials=False), known)
 
 
 def text_tokens(checkpoint: Checkpoint, text: str) -> list[list[int]]:
@@ -105,34 +126,53 @@ def last_hidden(
     return hidden
 
 
-def _compare_logits(
+def compare_states(
     original: Checkpoint,
     quantized: Checkpoint,
-    states: list[Tensor],
+    states: Sequence[Tensor],
     ids: Tensor,
-    device: str,
-    progress: Progress,
+    device: str = "cpu",
+    progress: Progress = lambda *_: None,
 ) -> Comparison:
+    """The comparison from both models' hidden states (B, S, C) before the final norm, on tokens `ids` (B, S)."""
     config, real = original.config.text, original.config.tokens.size
-    weights = [CheckpointParts(checkpoint, device) for checkpoint in (original, quantized)]
-    for parts in weights:
+    kept = {id(checkpoint): CheckpointParts(checkpoint, device) for checkpoint in (original, quantized)}
+    for parts in kept.values():
         parts.keep(("norm", "head"))
+    weights = [kept[id(original)], kept[id(quantized)]]
     targets = ids[:, 1:].reshape(-1)
     rows = [state[:, :-1].reshape(-1, config.hidden_size) for state in states]
-    totals = torch.zeros(4, dtype=torch.float64)  # nll original, nll quantized, kl, agreements
-    for begin in range(0, len(targets), _LOGITS):
+    found = torch.empty(4, len(targets), dtype=torch.float64)  # nll original, nll quantized, kl, agreements
+    for begin in range(0, len(targets), LOGITS):
         progress("logits", begin, len(targets))
         logs = []
         for parts, row in zip(weights, rows, strict=True):
             ops = TorchOps(parts, 1)
-            x = ops.rms_norm(row[begin : begin + _LOGITS].to(device), ops.norm_weight("norm"), config.rms_norm_eps)
+            x = ops.rms_norm(row[begin : begin + LOGITS].to(device), ops.norm_weight("norm"), config.rms_norm_eps)
             # padding rows of the head are never sampled
             logs.append(functional.log_softmax(ops.linear(x, ops.linear_weight("head"))[:, :real].double(), dim=1))
-        wanted = targets[begin : begin + _LOGITS, None].to(device)
-        totals[0] -= logs[0].gather(1, wanted).sum().cpu()
-        totals[1] -= logs[1].gather(1, wanted).sum().cpu()
-        totals[2] += (logs[0].exp() * (logs[0] - logs[1])).sum().cpu()
-        totals[3] += (logs[0].argmax(dim=1) == logs[1].argmax(dim=1)).sum().cpu()
+        wanted = targets[begin : begin + LOGITS, None].to(device)
+        now = found[:, begin : begin + LOGITS]
+        now[0] = -logs[0].gather(1, wanted)[:, 0].cpu()
+        now[1] = -logs[1].gather(1, wanted)[:, 0].cpu()
+        now[2] = (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).cpu()
+        now[3] = (logs[0].argmax(dim=1) == logs[1].argmax(dim=1)).cpu()
     progress("logits", len(targets), len(targets))
-    first, second, kl, same = (totals / len(targets)).tolist()
-    return Comparison(math.exp(first), math.exp(second), kl, same, len(targets))
+    first, second, kl, same = found.mean(dim=1).tolist()
+    ratio = math.exp(second - first)
+    step = _standard_error(found[1] - found[0])
+    return Comparison(
+        math.exp(first),
+        math.exp(second),
+        kl,
+        same,
+        len(targets),
+        None if step is None else ratio * step,
+        _standard_error(found[2]),
+        _standard_error(found[3]),
+    )
+
+
+def _standard_error(values: Tensor) -> float | None:
+    runs = values[: len(values) // _RUN * _RUN].reshape(-1, _RUN).mean(dim=1)
+    return float(runs.std() / math.sqrt(len(runs))) if len(runs) > 1 else None

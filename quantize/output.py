@@ -20,7 +20,6 @@ from quantize.groups import BlockTable
 from quantize.partial import Partial, int4_names
 
 _SHARD = 4_000_000_000  # bytes
-REPORT = "quantization_report.json"
 
 # what stays as it was, by the region of `edgevl.models.names`, and why
 KEPT = {
@@ -37,9 +36,8 @@ def write_output(
     partial: Partial,
     stage: Path,
     group_size: int,
-    report: dict[str, Any],
 ) -> None:
-    """Write the whole checkpoint folder into `stage`. `report` becomes quantization_report.json."""
+    """Write the whole checkpoint into the folder `stage`."""
     blocks = [partial.final_block(table.layer) for table in tables]
     specs, sources = _plan(checkpoint, tables, blocks)
     shards = _shards(specs)
@@ -58,7 +56,6 @@ def write_output(
     for name, content in {"tokenizer.json": checkpoint.tokenizer_json(), **checkpoint.extra_files()}.items():
         with atomic_file(stage / name) as stream:
             stream.write(content)
-    _write_json(stage / REPORT, report)
 
 
 def quantized_config(checkpoint: Checkpoint, group_size: int) -> dict[str, Any]:
@@ -126,6 +123,7 @@ def _tensors(
     for spec in specs:
         name, block = sources[spec.name]
         yield spec.name, block.raw(name) if block is not None else checkpoint.raw(name)[1]
+        checkpoint.release()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ from quantize.torch_ops import PartWeight
 
 
 def to_torch(array: NDArray[Any]) -> Tensor:
-    """A float array as an f32 tensor of its own memory."""
-    return torch.from_numpy(np.array(array, dtype=np.float32))
+    """A float array as an f32 tensor of its own memory; what was converted for us alone is taken as it is."""
+    ours = array.dtype == np.float32 and array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array if ours else np.array(array, dtype=np.float32))
 
 
 class JoinedTensors:

@@ -2,9 +2,12 @@
 
     job.json                  the settings and what they were applied to
     block-00012.safetensors   a finished block: int4 tensors and changed norms by checkpoint names; report as metadata
-    hidden-00013.safetensors  the calibration tokens' hidden states before block 13
+    hidden-00013.safetensors  the calibration tokens' hidden states before block 13, and those of the held-out text
+    self.safetensors          what the model wrote to be calibrated on, if it did
+    activations.tmp           the hidden states in hand, if they are too many for memory
     tuning.safetensors        with tuning: what is learned so far
     tuned-00012.safetensors   a block after it; tuning.json is written when all are there, or tuning was not worth it
+    .lock                     held by the process that works here
 
 Every file appears whole or not at all. A block is written before the hidden states that follow it, and older hidden
 states are deleted last, so that at any moment the newest hidden states are preceded by all of their blocks.
@@ -12,9 +15,11 @@ states are deleted last, so that at any moment the newest hidden states are prec
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ from torch import Tensor
 
 from edgevl.awq_format import FIELDS, pack
 from edgevl.errors import UsageError
-from edgevl.files import atomic_file
+from edgevl.files import atomic_file, held_folder, remove_folder
 from edgevl.safetensors_file import SafetensorsFile, TensorSpec, widest_first, write_safetensors
 from edgevl.weights import Int4Weight
 
@@ -34,15 +39,11 @@ _TUNING = "tuning.json"
 
 
 class Partial:
-    """The folder of an unfinished run."""
+    """The folder of an unfinished run that belongs to the output `out`; it may not exist."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @classmethod
-    def of(cls, out: Path) -> Partial:
-        """The folder that belongs to the output `out`; it may not exist."""
-        return cls(out.with_name(f"{out.name}.partial"))
+    def __init__(self, out: Path) -> None:
+        self._out = out.absolute()
+        self.folder = self._out.with_name(f"{out.name}.partial")
 
     def start(self, settings: Mapping[str, Any], resume: bool) -> int:
         """Begin or go on; returns how many blocks are finished.
@@ -69,6 +70,28 @@ class Partial:
                 )
         return done
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; `UsageError` when one works there already.
+
+        What was refused before anything was kept leaves no folder behind.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with held_folder(self.folder):
+            try:
+                yield
+            finally:
+                if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= {".lock"}:
+                    shutil.rmtree(self.folder)
+
+    def exists(self) -> bool:
+        """Whether a run was begun and not tidied up."""
+        return (self.folder / _JOB).is_file()
+
+    def job_digest(self) -> str:
+        """SHA-256 of everything that the result depends on."""
+        return hashlib.sha256((self.folder / _JOB).read_bytes()).hexdigest()
+
     def finished(self) -> int:
         """Blocks whose results and following hidden states are all there."""
         numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("hidden-*.safetensors")]
@@ -76,7 +99,7 @@ class Partial:
 
     def remove(self) -> None:
         """The run is over."""
-        shutil.rmtree(self.folder)
+        remove_folder(self.folder, self._out)
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
@@ -141,18 +164,39 @@ class Partial:
 
     # -- hidden states ------------------------------------------------------------------------------------------
 
-    def save_hidden(self, layer: int, hidden: Tensor) -> None:
+    def save_hidden(self, layer: int, hidden: Tensor, judged: Tensor | None) -> None:
         """Write the hidden states before block `layer`, f32, and delete older ones."""
-        array = hidden.numpy()
-        spec = TensorSpec("hidden", "F32", tuple(array.shape))
-        write_safetensors(self._hidden(layer), [spec], [("hidden", array)])
+        tensors = {"hidden": hidden.numpy()} | ({} if judged is None else {"judged": judged.numpy()})
+        specs = [TensorSpec(name, "F32", tuple(array.shape)) for name, array in tensors.items()]
+        write_safetensors(self._hidden(layer), specs, tensors.items())
         for path in self.folder.glob("hidden-*.safetensors"):
             if path != self._hidden(layer):
                 path.unlink()
 
-    def load_hidden(self, layer: int) -> Tensor:
-        """The hidden states before block `layer`, (B, S, C) f32."""
-        return torch.from_numpy(np.array(SafetensorsFile(self._hidden(layer)).array("hidden")))
+    def load_hidden(self, layer: int, into: Tensor) -> Tensor | None:
+        """The hidden states before block `layer` (B, S, C), f32, copied `into`; returns those of the held-out text."""
+        file = SafetensorsFile(self._hidden(layer))
+        into.copy_(torch.from_numpy(file.array("hidden").copy()))
+        return torch.from_numpy(file.array("judged").copy()) if "judged" in file.specs else None
+
+    # -- what the model wrote -----------------------------------------------------------------------------------
+
+    def save_written(self, rows: list[list[int]], asked: str) -> None:
+        """Keep what the model wrote; `asked` says for which model, seed and sizes."""
+        array = np.asarray(rows, np.int64)
+        write_safetensors(self._written, [TensorSpec.of("tokens", array)], [("tokens", array)], {"asked": asked})
+
+    def load_written(self, asked: str) -> list[list[int]] | None:
+        """What `save_written` kept for the same, or None."""
+        if not self._written.is_file():
+            return None
+        file = SafetensorsFile(self._written)
+        rows: list[list[int]] = file.array("tokens").tolist()
+        return rows if file.metadata.get("asked") == asked else None
+
+    @property
+    def _written(self) -> Path:
+        return self.folder / "self.safetensors"
 
     def _hidden(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05}.safetensors"

@@ -10,6 +10,7 @@ from edgevl.errors import UsageError
 from edgevl.models.names import text_parts
 
 GROUP_SIZES = (128, 64, 32)
+TUNED = 4  # times as many sequences are tuned on as scales and clips are searched on
 EFFORTS = ("fast", "balanced", "best")
 
 
@@ -26,6 +27,8 @@ class QuantizeSettings:
     device: str = "cpu"  # "cpu" | "cuda"
     seed: int = 0
     max_memory: int | None = None  # bytes the job may hold beside the interpreter; None: no limit
+    max_activations: int = 2 << 30  # bytes of calibration activations held in memory; more go to the disk
+    measure: bool = True  # also carry a held-out text along, and compare both models on it at the end
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -44,10 +47,15 @@ class QuantizeSettings:
         if self.length < 16:
             raise UsageError(f"sequences of {self.length} tokens are too short to calibrate on; use at least 16")
 
+    @property
+    def drawn(self) -> int:
+        """Calibration sequences that are drawn: tuning takes more than the search for scales and clips."""
+        return TUNED * self.samples if self.effort == "best" else self.samples
+
     def that_matter(self) -> dict[str, Any]:
         """The settings that decide the result; an unfinished run may only be continued with the same."""
         chosen = asdict(self)
-        del chosen["resume"]
+        del chosen["resume"], chosen["max_activations"]
         return chosen
 
 

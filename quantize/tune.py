@@ -27,9 +27,11 @@ from edgevl.checkpoint import Checkpoint
 from edgevl.errors import EdgevlError
 from edgevl.models.decoder import decoder_block
 from edgevl.models.names import tensor_names
+from edgevl.weights import dequantize
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable
 from quantize.measure import last_hidden
+from quantize.observe import run_block
 from quantize.part_tensors import CheckpointParts, JoinedTensors, to_torch
 from quantize.partial import Partial
 from quantize.rounding import TINY, grouped
@@ -271,3 +273,27 @@ class _Network:
             self.learned[name] = to_torch(arrays[f"learned.{name}"])
             self._moments[name] = (to_torch(arrays[f"first.{name}"]), to_torch(arrays[f"second.{name}"]))
         return step
+
+
+def tuned_output(
+    checkpoint: Checkpoint, tables: list[BlockTable], partial: Partial, ids: list[list[int]], device: str = "cpu"
+) -> Tensor:
+    """(B, S, C): what leaves the last tuned block, for B texts of S tokens."""
+    hidden = embed_samples(checkpoint, [Sample(tuple(row)) for row in ids], device)
+    for table in tables:
+        block, values = partial.final_block(table.layer), {}
+        for part in table.parts:
+            for name in tensor_names(part):
+                module = name.removesuffix(".weight")
+                if module in table.linears and name != module:
+                    fields = {f: block.array(f"{module}.{f}") for f in FIELDS}
+                    group = block.spec(f"{module}.qweight").shape[0] // block.spec(f"{module}.scales").shape[0]
+                    values[name] = to_torch(dequantize(unpack(fields, module, group))).to(device)
+                else:
+                    values[name] = to_torch(block.array(name) if name in block.specs else checkpoint.array(name)).to(
+                        device
+                    )
+        run_block(
+            checkpoint.config.text, table.layer, JoinedTensors(table.parts, values), hidden, _BATCH, hidden, device
+        )
+    return hidden

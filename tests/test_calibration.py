@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.random import RandomState
 from PIL import Image
 
 import calibration
-from calibration.pictures import draw_record
-from calibration.records import make_record
-from calibration.samples import Sample
+from calibration import SETS, manifest, manifests
+from calibration.samples import Sample, describe, overlap
 from calibration.texts import documents, parse_turns, read_documents
 from checkpoints import tiny_llama, tiny_vl
 from edgevl.checkpoint import Checkpoint, open_checkpoint
-from edgevl.errors import UsageError
+from edgevl.errors import EdgevlError, ImageError, UsageError
 from edgevl.prompt import PromptBuilder
 from edgevl.tokenizer import Tokenizer
 
@@ -75,10 +74,73 @@ def test_own_directory(eyes: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "red.txt").unlink()
     with pytest.raises(UsageError, match=r"red\.png has no red\.txt beside it"):
         load(eyes, tmp_path, 2)
+    (tmp_path / "red.txt").write_text("A red rectangle.")
+    (tmp_path / "red.png").write_bytes(b"not a picture")
+    with pytest.raises(ImageError, match=r"red\.png is damaged, or not a picture"):
+        load(eyes, tmp_path, 2)
+
+
+def test_own_lines(eyes: Checkpoint, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 60), (200, 10, 10)).save(tmp_path / "red.png")
+    talk = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "Red."}]
+    lines = [{"text": "A long line. " * 60}, {"messages": talk * 8}, {"messages": talk, "image": "red.png"}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
+    samples = load(eyes, file, 2)
+    assert [sample.tiles is not None for sample in samples] == [False, True]
+    used = describe(file, samples, 0)
+    assert (used["name"], used["tokens"], used["pictures"]) == ("mine.jsonl", 512, 1) and used["image_tokens"] > 0
+    assert overlap(list(samples[0].token_ids), set(used["fingerprints"])) == 1
+    assert overlap([5] * 100, set(used["fingerprints"])) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 3 is not JSON"),
+        ("[1]", "line 3 must be an object with either text or messages"),
+        ('{"text": "a", "messages": []}', "line 3 must be an object with either"),
+        ('{"text": 5}', "line 3: text must be a string that is not empty"),
+        ('{"messages": [{"role": "user", "content": "hello"}]}', "line 3: messages must be a list with at least"),
+        ('{"messages": [{"role": "bot", "content": "hello"}]}', "line 3: each message needs a role"),
+        ('{"text": "a caption", "image": "gone.png"}', r"line 3 names the picture .*gone\.png, which does not exist"),
+        ('{"text": "a caption", "image": 1}', "line 3: image must be the path of a picture"),
+    ],
+)
+def test_a_bad_line_is_named(eyes: Checkpoint, tmp_path: Path, line: str, says: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(f'{{"text": "fine"}}\n\n{line}\n')
+    with pytest.raises(UsageError, match=says):
+        load(eyes, file)
+
+
+def test_what_is_scored_is_never_calibrated_on(eyes: Checkpoint, tmp_path: Path) -> None:
+    held_out = calibration.held_out_text()
+    (tmp_path / "a.txt").write_text("Something else. " * 50 + "\n" + held_out[2000:6000])
+    with pytest.raises(UsageError, match=r"a\.txt holds text that edgevl measure scores"):
+        load(eyes, tmp_path)
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"text": held_out}))
+    with pytest.raises(UsageError, match=r"mine\.jsonl line 1 holds text that edgevl measure scores"):
+        load(eyes, file)
+    scored = Tokenizer(eyes.tokenizer_json()).encode(held_out, specials=False)
+    for name in ("text", "mixed"):
+        assert overlap(scored, set(describe(name, load(eyes, name, 16, 512), 0)["fingerprints"])) == 0
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_manifests_say_where_everything_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = manifest(name)
+    assert content["name"] == name and content["sources"]
+    assert all({"what", "source", "licence"} <= set(source) for source in content["sources"])
+    if any("file" in source for source in content["sources"]):
+        monkeypatch.setattr(manifests, "_sha256", lambda _: "0" * 64)
+        with pytest.raises(EdgevlError, match="is not what its manifest says"):
+            manifest(name)
 
 
 def test_what_cannot_work_is_refused(eyes: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nosuchset does not exist; use text, image-text, mixed or a directory"):
+    with pytest.raises(UsageError, match="nosuchset does not exist; use text, image-text, mixed, self, a folder, or"):
         load(eyes, "nosuchset")
     (tmp_path / "own").mkdir()
     with pytest.raises(UsageError, match=r"holds no \*\.txt files and no pictures"):
@@ -98,7 +160,7 @@ def test_what_cannot_work_is_refused(eyes: Checkpoint, tmp_path: Path) -> None:
 
 def test_texts_never_run_out_and_never_meet_the_held_out_ones() -> None:
     stream = documents(0)
-    assert all(d.text or d.turns[-1].role == "assistant" for d in (next(stream) for _ in range(600)))
+    assert all(d.text or d.turns[-1].role == "assistant" for d in (next(stream) for _ in range(150)))
     held_out = calibration.held_out_text()
     assert len(held_out) > 10_000
     for name in ("prose.txt", "code.txt", "chat.txt"):
@@ -110,17 +172,3 @@ def test_texts_never_run_out_and_never_meet_the_held_out_ones() -> None:
 def test_turns() -> None:
     turns = parse_turns("user: one\nmore\nassistant: two: three\n")
     assert [(turn.role, turn.text) for turn in turns] == [("user", "one\nmore"), ("assistant", "two: three")]
-
-
-@pytest.mark.parametrize("kind", ["receipt", "table", "chart", "sign"])
-def test_records_can_be_drawn(kind: str) -> None:
-    random = RandomState(3)
-    record = make_record(random, kind)
-    image = draw_record(record, random)
-    assert image.mode == "RGB" and min(image.size) > 60
-    assert len(image.getcolors(1 << 20) or []) > 3, "something is drawn"
-    assert record.title in record.text and record.questions
-    total = dict(record.questions).get("What is the total?")
-    if kind == "receipt":
-        amounts = [float(right) for left, right in record.rows if " x " in left]
-        assert total is not None and abs(sum(amounts) - float(total)) < 0.005

@@ -170,7 +170,7 @@ def test_weights_that_overflow_are_named(tmp_path: Path) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the report, which holds times."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "quantization_report.json"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.stem != "report"}
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -193,7 +193,7 @@ def test_the_output_is_an_awq_checkpoint_of_the_same_model(tmp_path: Path, dtype
         if part.region != "text" or part.name == "norm":
             assert np.array_equal(weight.values, part_weight(before, part)[0].values)  # type: ignore[union-attr]
     assert after.tokenizer_json() == before.tokenizer_json()
-    assert json.loads((tmp_path / "out" / "quantization_report.json").read_text())["blocks"] == report["blocks"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["blocks"] == report["blocks"]
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -227,7 +227,7 @@ def stop_at(count: int) -> Callable[[str, int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("calls", [3, 12, 16, 20, 25])
+@pytest.mark.parametrize("calls", [3, 36, 43, 52, 61])  # checking, three blocks, measuring
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, calls: int) -> None:
     model = str(tiny_llama(tmp_path / "m", layers=3))
     settings = QuantizeSettings(**FEW)
@@ -250,7 +250,7 @@ def test_what_cannot_work_is_refused_before_work(tmp_path: Path) -> None:
         quantize(model, tmp_path / "out", QuantizeSettings(group_size=64, **FEW))
     with pytest.raises(UsageError, match="choose 128, 64 or 32"):
         QuantizeSettings(group_size=48)
-    with pytest.raises(UsageError, match=r"--max-memory 0\.00 GB is too little"):
+    with pytest.raises(UsageError, match=r"--max-memory 0\.0 MB is too little"):
         quantize(model, tmp_path / "out", QuantizeSettings(max_memory=1000, **FEW))
     quantized = str(tiny_llama(tmp_path / "q", awq=True))
     with pytest.raises(UsageError, match="is quantized already"):

@@ -25,7 +25,7 @@ def test_quantize_then_measure(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Some words that nobody has calibrated on. " * 30)
     arguments = [str(model), str(out), "--text", str(tmp_path / "text.txt"), "--json"]
     found = json.loads(CliRunner().invoke(measure.command, arguments, catch_exceptions=False).stdout)
-    assert set(found) == {"perplexity", "kl", "top1", "tokens", "images"}
+    assert set(found) == {"perplexity", "kl", "top1", "tokens", "images", "standard_errors", "calibrated_on"}
     assert set(found["perplexity"]) == {"original", "quantized"}
     plain = CliRunner().invoke(measure.command, arguments[:-1], catch_exceptions=False).stdout
     assert plain.splitlines()[1].startswith("perplexity  ")

@@ -1,7 +1,7 @@
 """Labelled pictures, drawn from a seed: what the demo's eyes are trained and tested on.
 
 `rendered_picture` draws one; `measured_pictures` is the held-out test set of `edgevl measure`. Needs the fonts of the
-extras "demo" (tests) and "train", and nothing else beyond Pillow and numpy.
+extras "demo" (tests), "quantize" (calibration) and "train", and nothing else beyond Pillow and numpy.
 """
 
 from calibration.rendered.drawing import SPLITS

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from calibration.rendered.fonts import font, font_files
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, COLOURS, PATCH, THINGS, TILE, Text
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "calibration")
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
 _INDEX = {character: i for i, character in enumerate(CHARACTERS)}
@@ -37,9 +37,9 @@ def shade(random: RandomState, name: str, spread: int = 18) -> RGB:
 def layout(random: RandomState, split: str, *options: int) -> tuple[int, ...]:
     """One choice below each of `options`; a fifth of the combinations is kept for tests, a tenth for validation.
 
-    Every single value occurs in training; it is their combinations that are held out.
+    Every single value occurs in training; it is their combinations that are held out. Calibration uses training's.
     """
-    allowed = _combinations(options)[split]
+    allowed = _combinations(options)["train" if split == "calibration" else split]
     return allowed[int(random.randint(len(allowed)))]
 
 

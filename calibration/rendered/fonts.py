@@ -2,7 +2,7 @@
 
 All are free: Roboto and Caladea under Apache-2.0, DejaVu (inside matplotlib) and XCharter under Bitstream's permissive
 licences, Ubuntu under the Ubuntu Font Licence 1.0, the rest under the SIL Open Font License 1.1. Those of the tests
-come with the extra "demo", the others with "train".
+come with the extra "demo", those of calibration with "quantize", the others with "train".
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ _FACES: dict[str, dict[str, tuple[str, ...]]] = {
             for style in ("Regular", "Bold", "Italic", "BoldItalic")
         ),
     },
+    "calibration": {
+        "font_roboto": ("Roboto-Regular", "Roboto-Medium", "Roboto-Bold", "Roboto-Light", "Roboto-Italic"),
+        "font_caladea": ("Caladea-Regular", "Caladea-Bold", "Caladea-Italic"),
+    },
     "validation": {"font_manrope": ("Manrope-Regular", "Manrope-Medium", "Manrope-Bold")},
     "test": {
         "font_lato": ("Lato-Regular", "Lato-Bold"),
@@ -68,7 +72,7 @@ _FOLDERS = {"matplotlib": Path("mpl-data", "fonts", "ttf"), "rendercv_fonts": Pa
 @lru_cache(maxsize=4)
 def font_files(split: str) -> tuple[Path, ...]:
     """The font files of a split, in a fixed order. Raises `MissingExtraError` when a package is not installed."""
-    extra = "'edgevl[demo]'" if split == "test" else "'edgevl[train]'"
+    extra = {"test": "'edgevl[demo]'", "calibration": "'edgevl[quantize]'"}.get(split, "'edgevl[train]'")
     return tuple(_find(package, face, extra) for package, faces in _FACES[split].items() for face in faces)
 
 

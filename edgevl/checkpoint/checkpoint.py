@@ -84,6 +84,10 @@ class Checkpoint:
         stored = self.stored_name(name)
         return self._specs[stored].dtype, self._store.raw(stored)
 
+    def release(self) -> None:
+        """Give back the memory of the mapped tensors that were read; they are read again when they are needed."""
+        self._store.release()
+
     @property
     def config_json(self) -> dict[str, Any]:
         """A copy of config.json, for a checkpoint derived from this one."""

@@ -81,6 +81,9 @@ class GgufStore:
             sha.update(file.read(_DIGEST_HEAD))
         return sha.hexdigest()
 
+    def release(self) -> None:
+        """Nothing is kept here."""
+
 
 def read_gguf(path: Path) -> tuple[GgufStore, dict[str, bytes]]:
     """The tensors, and config.json, tokenizer.json, tokenizer_config.json as they would lie in a folder.

@@ -35,6 +35,8 @@ class TensorStore(Protocol):
 
     def digest(self) -> str: ...
 
+    def release(self) -> None: ...
+
 
 class SafetensorsFolder:
     """The safetensors files of a checkpoint folder: as the index names them, or the only one there."""
@@ -65,6 +67,11 @@ class SafetensorsFolder:
         raw = self.raw(name)
         part = raw if (start, stop) == (0, None) else raw[start:stop]
         return bf16_to_f32(part) if self._where[name].specs[name].dtype == "BF16" else part
+
+    def release(self) -> None:
+        """Give back the memory of what was read."""
+        for file in self._files.values():
+            file.release()
 
     def digest(self) -> str:
         """SHA-256 over every file's size, header and 16 samples of its data: cheap, and other weights change it."""

@@ -37,9 +37,17 @@ _CONTEXT = 2048  # tokens; no question about a picture needs more
 )
 @click.option("--answers", type=click.Path(path_type=Path), help="With --images: JSON lines of all answers.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--report", is_flag=True, help="Put the figures into CHECKPOINT's report.json and report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
-    model: str, checkpoint: str, text: Path | None, images: int, answers: Path | None, device: str, as_json: bool
+    model: str,
+    checkpoint: str,
+    text: Path | None,
+    images: int,
+    answers: Path | None,
+    device: str,
+    report: bool,
+    as_json: bool,
 ) -> None:
     """Compare CHECKPOINT, a version of MODEL, with MODEL itself on text.
 
@@ -47,7 +55,9 @@ def command(
     of each kind. The demo is trained for these pictures; of another model they tell little.
     """
     try:
-        from quantize.measure import compare
+        from quantize.measure import calibrated_on, compare
+        from quantize.report import add_measurement
+        from quantize.report_page import check_plots
     except ModuleNotFoundError as error:
         if error.name == "torch":
             raise MissingExtraError("edgevl measure", "torch", "'edgevl[quantize]'") from error
@@ -66,6 +76,13 @@ def command(
         raise UsageError(f"{model} is a language model without eyes; --images needs one that sees")
     if answers is not None and not answers.absolute().parent.is_dir():
         raise UsageError(f"the folder of {answers} does not exist; make it first, so that no answer is lost")
+    if report:
+        check_plots()
+        if not Path(checkpoint).is_dir():
+            raise UsageError(f"--report writes into the folder of a checkpoint, and {checkpoint} is none")
+    seen = calibrated_on(quantized, words)
+    if seen > 0:
+        note(f"{100 * seen:.1f} % of the text is what {checkpoint} was calibrated on; figures on it flatter")
     pictures = _pictures(images) if images else []
     with progress() as move:
         result = compare(original, quantized, words, device, move)
@@ -74,8 +91,12 @@ def command(
     if answers is not None:
         with atomic_file(answers) as file:
             file.writelines(encode(line) for line in said)
+    found = result.to_json() | {"calibrated_on": seen, "images": {a.task: _task_json(a, b) for a, b in scores}}
+    if report:
+        name = "edgevl's held-out text" if text is None else text.name
+        add_measurement(Path(checkpoint), found | {"text": name})
     if as_json:
-        print_json(result.to_json() | {"images": {a.task: _task_json(a, b) for a, b in scores}})
+        print_json(found)
         return
     click.echo(f"tokens      {result.tokens}")
     click.echo(f"perplexity  {result.perplexity_original:.3f} -> {result.perplexity_quantized:.3f}")

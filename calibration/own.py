@@ -1,0 +1,152 @@
+"""The user's own calibration data: a folder of texts and pictures, or a file of JSON lines.
+
+    folder   *.txt, and pictures NAME.png with NAME.txt beside them: a caption, or "user: …" / "assistant: …" turns
+    JSONL    {"text": "…"}, {"messages": [{"role": "user", "content": "…"}, …]}, either with "image": "path" too;
+             paths are relative to the file, and "text" beside an image is its caption
+
+Everything that can be wrong is found when the data is read, before any work. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.random import RandomState
+
+from calibration.manifests import SETS
+from calibration.texts import Document, Turn, parse_turns, shares_held_out
+from edgevl.errors import UsageError
+from edgevl.image import Picture, load_image
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_CAPTION = "Describe the picture."
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture, opened when it is needed, and what is said about it."""
+
+    open: Callable[[], Picture]
+    turns: tuple[Turn, ...]  # the picture belongs to the first user's turn
+
+
+def read_own(source: Path, seed: int) -> tuple[list[Document], list[Shown]]:
+    """Texts and pictures of a folder or a .jsonl file, in an order given by the seed.
+
+    Raises `UsageError` that names the file or the line: a source that does not exist or holds nothing, a picture
+    without words, text that is not UTF-8, a line that is not one of the forms above, text that `edgevl measure` scores.
+    """
+    if source.suffix.lower() in (".jsonl", ".ndjson") and source.is_file():
+        documents, shown = _lines(source)
+    elif source.is_dir():
+        documents, shown = _folder(source)
+    else:
+        raise UsageError(
+            f"the calibration set {source} does not exist; use {', '.join(SETS)}, a folder, or a .jsonl file"
+        )
+    random = RandomState(seed)
+    return (
+        [documents[int(i)] for i in random.permutation(len(documents))],
+        [shown[int(i)] for i in random.permutation(len(shown))],
+    )
+
+
+def _folder(folder: Path) -> tuple[list[Document], list[Shown]]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in _PICTURES]
+    captions = {path.with_suffix(".txt") for path in pictures}
+    texts = [path for path in files if path.suffix.lower() == ".txt" and path not in captions]
+    if not texts and not pictures:
+        raise UsageError(f"{folder} holds no *.txt files and no pictures; calibration needs some of either")
+    shown = []
+    for path in pictures:
+        if not path.with_suffix(".txt").is_file():
+            raise UsageError(f"{path} has no {path.with_suffix('.txt').name} beside it; write a caption there")
+        shown.append(_shown(path, _read(path.with_suffix(".txt")), ()))
+    documents = []
+    for path in texts:
+        text = _read(path)
+        _not_held_out(text, str(path))
+        documents.append(Document(text=text))
+    return documents, shown
+
+
+def _lines(file: Path) -> tuple[list[Document], list[Shown]]:
+    documents: list[Document] = []
+    shown: list[Shown] = []
+    for number, line in enumerate(_read(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{file} line {number}"
+        text, turns, image = _entry(line, where)
+        _not_held_out("\n".join([text, *(turn.text for turn in turns)]), where)
+        if image is not None:
+            path = file.parent / image
+            if not path.is_file():
+                raise UsageError(f"{where} names the picture {path}, which does not exist; correct the path")
+            shown.append(_shown(path, text, turns))
+        elif turns and turns[-1].role != "assistant":
+            raise UsageError(f"{where} ends with the {turns[-1].role}; end each conversation with the assistant")
+        else:
+            documents.append(Document(text=text, turns=turns))
+    if not documents and not shown:
+        raise UsageError(f"{file} holds no lines; each is an object with text or messages")
+    return documents, shown
+
+
+def _entry(line: str, where: str) -> tuple[str, tuple[Turn, ...], str | None]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{where} is not JSON ({problem}); each line is one object with text or messages") from problem
+    if not isinstance(entry, dict) or ("text" in entry) == ("messages" in entry):
+        raise UsageError(f"{where} must be an object with either text or messages; correct or remove it")
+    text, image = entry.get("text", ""), entry.get("image")
+    if not isinstance(text, str) or ("text" in entry and not text.strip()):
+        raise UsageError(f"{where}: text must be a string that is not empty; correct or remove it")
+    if image is not None and not isinstance(image, str):
+        raise UsageError(f"{where}: image must be the path of a picture; correct or remove it")
+    return text, _turns(entry["messages"], where) if "messages" in entry else (), image
+
+
+def _turns(messages: Any, where: str) -> tuple[Turn, ...]:
+    turns = []
+    for message in messages if isinstance(messages, list) else []:
+        known = isinstance(message, dict) and message.get("role") in _ROLES
+        if not known or not isinstance(message.get("content"), str):
+            raise UsageError(
+                f"{where}: each message needs a role (system, user or assistant) and a content string; "
+                'a picture goes beside messages, as "image"'
+            )
+        turns.append(Turn(message["role"], message["content"]))
+    if len(turns) < 2 or not any(turn.role == "user" for turn in turns):
+        raise UsageError(f"{where}: messages must be a list with at least a user's and an assistant's message")
+    return tuple(turns)
+
+
+def _shown(path: Path, words: str, turns: tuple[Turn, ...]) -> Shown:
+    turns = turns or parse_turns(words)
+    complete = len(turns) >= 2 and turns[-1].role == "assistant" and any(t.role == "user" for t in turns)
+    if not complete:
+        turns = (Turn("user", _CAPTION), Turn("assistant", words.strip()))
+    return Shown(lambda: load_image(path), turns)
+
+
+def _not_held_out(text: str, where: str) -> None:
+    if line := shares_held_out(text):
+        raise UsageError(
+            f"{where} holds text that edgevl measure scores ({line[:40]!r}…), and a model must not be calibrated on "
+            "what it is judged by; remove it"
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{path} cannot be read as UTF-8 text ({problem})") from problem
