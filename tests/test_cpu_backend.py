@@ -167,18 +167,28 @@ def test_long_context_is_split_and_merged() -> None:
     np.testing.assert_allclose(results[0], whole[[690, 20, 691]], atol=1e-4)
 
 
+def near(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Within 2 % in the root mean square.
+
+    Where an activation lies between two int8 codes, the last bit of a sum decides which it becomes, and one code is
+    0.8 % of the largest activation of its group.
+    """
+    gap = float(np.sqrt(np.mean(np.square(found - wanted)) / np.mean(np.square(wanted))))
+    assert gap < 0.02, gap
+
+
 def test_images_and_vision_match_the_reference() -> None:
     config = vision_model()
     weights = random_weights(config)
     cpu, reference = CpuRunner(config, LIMITS, weights, 2), ReferenceRunner(config, LIMITS, weights)
     pixels = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     images = cpu.vision(pixels).copy()
-    np.testing.assert_allclose(images, reference.vision(pixels), atol=1e-4)
+    near(images, reference.vision(pixels))
     np.testing.assert_allclose(cpu.vision(pixels[1:]), images[16:], atol=1e-5)
     tokens = np.concatenate([prompt(4), -1 - np.arange(20, dtype=np.int32), prompt(3)])
     step = (tokens, np.arange(27, dtype=np.int32), np.zeros(27, np.int32), images[:20], ints(26, 5))
     found = cpu.decode(*step).copy()
-    np.testing.assert_allclose(found, reference.decode(*step), atol=1e-4)
+    near(found, reference.decode(*step))
     # the vision graph leaves the decoder's inputs, cache and results alone
     kept = cpu.decode(*step)
     cpu.vision(pixels)

@@ -37,8 +37,9 @@ def test_slopes_are_those_of_the_whole_model(tmp_path: Path) -> None:
     model, settings = unfinished(tmp_path)
     checkpoint = open_checkpoint(model)
     tables = [block_table(checkpoint.config, layer) for layer in range(2)]
-    network = tuning._Network(checkpoint, tables, Partial.of(tmp_path / "out"), "cpu")
-    samples = _samples(checkpoint, settle(checkpoint, tmp_path / "new", settings))[:3]
+    network = tuning._Network(checkpoint, tables, Partial(tmp_path / "out"), "cpu")
+    settled = settle(checkpoint, tmp_path / "new", settings)
+    samples = _samples(checkpoint, settled, Partial(tmp_path / "new"), lambda *_: None)[:3]
     wanted, entered = last_hidden(checkpoint, samples, "cpu", lambda *_: None), embed_samples(checkpoint, samples)
     known = torch.tensor([sample.token_ids for sample in samples])
 
