@@ -13,8 +13,8 @@ from PIL import Image
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
-from edgevl.cli import main
 from edgevl.camera.files import find_files
+from edgevl.cli import main
 from edgevl.engine import Delta, Engine, Request, Result
 from edgevl.image import load_image
 

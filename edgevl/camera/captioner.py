@@ -50,8 +50,13 @@ class EngineCaptioner:
         for item in self._engine.stream(request):
             alive()
             if isinstance(item, Result):
+                self._forget()
                 return Caption(item.text.strip(), item.tokens, item.seconds, item.notes)
         raise AssertionError("a stream ends with its result")
+
+    def _forget(self) -> None:
+        """No frame of a camera comes twice, so that keeping its embeddings would only fill memory."""
+        self._engine._embeddings.clear()
 
     def warm_up(self) -> None:
         """Run every part of the model once, so that the first caption is as fast as the others."""
@@ -62,3 +67,4 @@ class EngineCaptioner:
         for _ in self._engine.stream(request):
             pass
         self._engine.reset()
+        self._forget()

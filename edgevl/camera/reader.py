@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 8192 * 8192  # of a frame; what a stream claims beyond that is not allocated
 _BAD_PACKETS = 100  # in a row, before a source counts as lost
 _NETWORK = "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,crypto,srt"  # a playlist may not name local files
-_FLAGS = {"fflags": "nobuffer", "flags": "low_delay", "max_pixels": str(MAX_PIXELS)}
+# FFmpeg keeps the first `probesize` bytes of a stream; with its own 5 MB, memory would grow for minutes
+_FLAGS = {"fflags": "nobuffer", "flags": "low_delay", "max_pixels": str(MAX_PIXELS), "probesize": "1000000"}
 
 
 class SourceLostError(EdgevlError):
@@ -179,5 +180,7 @@ class _Pipe:
 
 def _reason(error: Exception, source: Source | None = None) -> str:
     """What went wrong, without the address, which may hold a password."""
+    if type(error).__name__ == "ExitError":  # what FFmpeg calls the end of our patience
+        return "no answer"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).replace(source.address, source.name) if source else str(text)
