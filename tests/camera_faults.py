@@ -230,11 +230,13 @@ class Run:
         self.acknowledged: set[int] = set()
         self.frames = 0
         self.resident: list[int] = []
+        self.heard = threading.Event()  # something of the present child
 
     def start(self, seed: int) -> tuple[subprocess.Popen[bytes], threading.Thread]:
         """Start a child, and a thread that reads what it says until it ends."""
         config = json.dumps({**self.config, "seed": seed})
         path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+        self.heard.clear()
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), "child", config],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -254,6 +256,7 @@ class Run:
                 if said.endswith(b"\n"):
                     number, captioned, frames, resident = map(int, said.split())
                     self.acknowledged.add(number)
+                    self.heard.set()
                     if captioned:
                         self.resident.append(resident)
         self.frames += frames
@@ -299,7 +302,9 @@ def kills(
                 last = i == count
                 starts.append(findings.look() + 1)
                 process, listener = run.start(seed * 100_000 + i)
-                time.sleep(rng.uniform(0.1, 3.0) if not last else 4.0)
+                if rng.random() < 0.75 or last:
+                    run.heard.wait(30)
+                time.sleep(rng.uniform(0.05, 1.5))
                 if full and rng.random() < 0.1:
                     fills += 1
                     if how == "tmpfs":

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 MAX_PIXELS = 8192 * 8192  # of a frame; what a stream claims beyond that is not allocated
 _BAD_PACKETS = 100  # in a row, before a source counts as lost
 _NETWORK = "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,crypto,srt"  # a playlist may not name local files
-# FFmpeg keeps the first `probesize` bytes of a stream; with its own 5 MB, memory would grow for minutes
-_FLAGS = {"fflags": "nobuffer", "flags": "low_delay", "max_pixels": str(MAX_PIXELS), "probesize": "1000000"}
+_FLAGS = {
+    "fflags": "nobuffer",
+    "flags": "low_delay",
+    "max_pixels": str(MAX_PIXELS),
+    "probesize": "1000000",  # FFmpeg keeps so many bytes; with its own 5 MB, memory would grow for minutes
+    "fpsprobesize": "0",  # nobody asks for the rate; measuring it takes a second at every reconnection
+}
 
 
 class SourceLostError(EdgevlError):

@@ -125,6 +125,8 @@ def command(
             note(f"{output} ended in half a line, which was cut off")
         tiling = with_max_tiles(engine.config.tiling, max_tiles, None)
         captioner = EngineCaptioner(engine, prompt, max_tokens, tiling)
+        if live:
+            captioner.warm_up()
         timer = threading.Timer(limit, stop.set) if limit is not None else None
         if timer is not None:
             timer.daemon = True
@@ -172,7 +174,6 @@ def _live(
     from edgevl.camera.health import serve_metrics
     from edgevl.camera.notify import Notifier
 
-    captioner.warm_up()
     captures = [Capture(source, settings.stale) for source in sources]
     appliance = Appliance(captures, captioner, journal, settings, Notifier())
     end = None if metrics is None else serve_metrics(metrics, lambda: appliance.document)
