@@ -93,8 +93,8 @@ def child(config: Document) -> None:
             from edgevl.engine import Engine
 
             captioner = EngineCaptioner(Engine.open(config["bundle"], threads=1), "What?", 8)
-        job = FileJob(captioner, journal, settings, done)
         appliance = [Appliance(captures, captioner, journal, settings, wall=lambda: time.time() + jump[0])]
+        job = FileJob(captioner, appliance[0], settings, done)
         signal.signal(signal.SIGTERM, lambda *_: appliance[0].stop())
         appliance[0].run(job.run(paths))
 
@@ -269,9 +269,18 @@ def config_of(journal: Path, **more: Any) -> Document:
 
 
 def kills(
-    folder: Path, count: int, seed: int = 0, pictures: int = 30, full: bool = True, ffmpeg: bool = False
+    folder: Path,
+    count: int,
+    seed: int = 0,
+    pictures: int = 30,
+    longest: float = 3.0,
+    full: bool = True,
+    ffmpeg: bool = False,
 ) -> Document:
-    """Kill the appliance `count` times while everything else goes wrong; what was lost, doubled and broken."""
+    """Kill the appliance `count` times while everything else goes wrong; what was lost, doubled and broken.
+
+    A child lives at most `longest` seconds after its first line.
+    """
     rng, ended = random.Random(seed), threading.Event()
     files = make_files(folder / "files", pictures)
     with contextlib.ExitStack() as stack:
@@ -304,7 +313,7 @@ def kills(
                 process, listener = run.start(seed * 100_000 + i)
                 if rng.random() < 0.75 or last:
                     run.heard.wait(30)
-                time.sleep(rng.uniform(0.05, 1.5))
+                time.sleep(rng.uniform(0.05, longest))
                 if full and rng.random() < 0.1:
                     fills += 1
                     if how == "tmpfs":

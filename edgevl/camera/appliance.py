@@ -6,13 +6,14 @@ and of `Capture`s. Called by `edgevl caption`.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import os
-import threading
+import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from edgevl.camera.health import Status, write_status
 from edgevl.camera.heat import Governor, power_mode, temperatures, watts
 from edgevl.camera.notify import Notifier
 from edgevl.camera.reader import to_image
+from edgevl.camera.watched import Watched
 from edgevl.console import note
 from edgevl.errors import EdgevlError, UsageError
 from edgevl.image import load_image
@@ -66,22 +68,6 @@ class Lines(Protocol):
         ...
 
 
-@dataclass
-class _Watched:
-    """One source and what was last said of it."""
-
-    capture: Capture
-    gate: ChangeGate
-    due: float = 0.0
-    number: int = 0  # of the newest frame that was looked at
-    captions: int = 0
-    stale: bool = False
-    refused: str = ""
-    caption_time: str | None = None  # of the line that still describes the scene
-    caption_sequence: int = 0
-    told: float = field(default=float("-inf"))  # monotonic; when a line last said how the scene is
-
-
 class Appliance:
     """Runs until it is stopped."""
 
@@ -94,11 +80,12 @@ class Appliance:
         notifier: Notifier | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._watched = [_Watched(capture, ChangeGate(settings.change)) for capture in captures]
+        self._watched = [Watched(capture, ChangeGate(settings.change)) for capture in captures]
         self._captioner, self._journal, self._settings = captioner, journal, settings
         self._notifier = notifier or Notifier({})
         self._wall = wall
-        self._stop = threading.Event()
+        self._stopped = False
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is safe in a signal handler
         self._governor = Governor(settings.max_celsius)
         self._started = time.monotonic()
         self._offset = wall() - self._started
@@ -114,7 +101,8 @@ class Appliance:
 
     def stop(self) -> None:
         """End after the caption in hand; may be called from a signal handler."""
-        self._stop.set()
+        self._stopped = True
+        self._bell.put(None)
 
     def run(self, background: Iterator[int] | None = None) -> None:
         """Caption until `stop`; `background` is work in small steps for when no source is due.
@@ -126,7 +114,7 @@ class Appliance:
         self._notifier.ready(f"captioning {len(self._watched)} sources")
         more = background is not None
         try:
-            while not self._stop.is_set():
+            while not self._stopped:
                 self._look_after()
                 now = time.monotonic()
                 ready = [w for w in self._watched if w.due <= now]
@@ -136,7 +124,7 @@ class Appliance:
                     more = next(background, None) is not None
                 else:
                     wait = min((w.due for w in self._watched), default=now + _LONGEST_NAP) - now
-                    self._stop.wait(min(max(wait, 0.0), _LONGEST_NAP))
+                    self._nap(min(max(wait, 0.0), _LONGEST_NAP))
         finally:
             self._notifier.stopping()
             self._write_status("stopped")
@@ -145,9 +133,15 @@ class Appliance:
             for watched in self._watched:
                 watched.capture.join(2.0)
 
+    def _nap(self, seconds: float) -> None:
+        """Wait, but not for longer than until `stop`."""
+        if not self._stopped:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=seconds)
+
     # -- one source ---------------------------------------------------------------------------------------------
 
-    def _visit(self, watched: _Watched) -> None:
+    def _visit(self, watched: Watched) -> None:
         settings = self._settings
         watched.due = time.monotonic() + settings.every * self._governor.factor
         name = watched.capture.source.name
@@ -177,7 +171,7 @@ class Appliance:
                 watched.refused = str(error)
                 self._event("refused", str(error), source=name)
 
-    def _caption(self, watched: _Watched, shot: Shot, seen: Signature, change: float, skipped: int) -> None:
+    def _caption(self, watched: Watched, shot: Shot, seen: Signature, change: float, skipped: int) -> None:
         start, age = time.perf_counter(), shot.age
         picture = load_image(to_image(shot.frame))
         caption = self._captioner.caption(picture, self._notifier.alive)
@@ -207,19 +201,19 @@ class Appliance:
             buffer = io.BytesIO()
             picture.pixels.save(buffer, "JPEG", quality=_JPEG_QUALITY)
             jpeg = buffer.getvalue()
-        watched.caption_sequence = self._append(line, jpeg)
+        watched.caption_sequence = self.append(line, jpeg)
         watched.caption_time, watched.told = line["time"], time.monotonic()
         watched.gate.captioned(seen)
         watched.captions += 1
         self.captions += 1
 
-    def _still(self, watched: _Watched, shot: Shot, change: float) -> None:
+    def _still(self, watched: Watched, shot: Shot, change: float) -> None:
         self.unchanged += 1
         if time.monotonic() - watched.told < self._settings.heartbeat:
             return
         frame = {"number": shot.number, "age": round(shot.age, 3), "change": round(change, 2)}
         since = {"unchanged_since": watched.caption_time, "caption_sequence": watched.caption_sequence}
-        self._append({"time": self._now(), "source": watched.capture.source.name, **since, "frame": frame})
+        self.append({"time": self._now(), "source": watched.capture.source.name, **since, "frame": frame})
         watched.told = time.monotonic()
 
     # -- the journal --------------------------------------------------------------------------------------------
@@ -227,10 +221,13 @@ class Appliance:
     def _event(self, kind: str, detail: str, **more: object) -> None:
         self.events += 1
         note(f"{more.get('source', 'edgevl')}: {kind}{': ' if detail else ''}{detail}")
-        self._append({"time": self._now(), **more, "event": kind, "detail": detail})
+        self.append({"time": self._now(), **more, "event": kind, "detail": detail})
 
-    def _append(self, line: dict[str, Any], jpeg: bytes | None = None) -> int:
-        """Write a line, however long it takes until there is room; nothing new is captioned meanwhile."""
+    def append(self, line: dict[str, Any], jpeg: bytes | None = None) -> int:
+        """Write a line, however long it takes until there is room; nothing new is captioned meanwhile.
+
+        Raises `EdgevlError` when it is stopped before.
+        """
         began = time.monotonic()
         while True:
             try:
@@ -241,7 +238,8 @@ class Appliance:
                     note(f"edgevl: {error}; the line is kept and tried again")
                 self._problem = str(error)
                 self._look_after(journal=False)
-                if self._stop.wait(self._settings.retry):
+                self._nap(self._settings.retry)
+                if self._stopped:
                     raise
         if self._problem:
             self._problem = ""
@@ -305,19 +303,5 @@ class Appliance:
             "watts": self._watts,
             "power_mode": self._mode,
             "spacing": self._governor.factor,
-            "sources": [_source_status(w) for w in self._watched],
+            "sources": [w.status() for w in self._watched],
         }
-
-
-def _source_status(watched: _Watched) -> Status:
-    capture, shot = watched.capture, watched.capture.latest
-    return {
-        "name": capture.source.name,
-        "connected": capture.connected,
-        "frames": capture.frames,
-        "captions": watched.captions,
-        "losses": capture.losses,
-        "stale": watched.stale,
-        "age_seconds": None if shot is None else round(shot.age, 3),
-        "reason": capture.reason,
-    }

@@ -19,10 +19,8 @@ from edgevl.quantities import duration, size
 from edgevl.segments import Retention
 
 if TYPE_CHECKING:
-    from edgevl.camera.appliance import Settings
-    from edgevl.camera.captioner import EngineCaptioner
+    from edgevl.camera.appliance import Appliance
     from edgevl.camera.files import FileJob
-    from edgevl.camera.source import Source
 
 _PROMPT = "Describe this picture in one or two sentences."
 _LIVE = Retention(segment_bytes=16_000_000, segment_seconds=86400.0, keep_bytes=1_000_000_000, floor_bytes=200_000_000)
@@ -88,10 +86,12 @@ def command(
     a line with its error, and the exit code is 2 at the end. What happens to a camera is a line with its event, a still
     scene one with unchanged_since. Run again with the same output, files that have their caption are skipped.
     """
-    from edgevl.camera.appliance import Settings
+    from edgevl.camera.appliance import Appliance, Settings
     from edgevl.camera.captioner import EngineCaptioner
+    from edgevl.camera.capture import Capture
     from edgevl.camera.files import Done, FileJob, find_files
-    from edgevl.camera.health import check_status_file
+    from edgevl.camera.health import check_status_file, serve_metrics
+    from edgevl.camera.notify import Notifier
     from edgevl.camera.reader import check_readable
     from edgevl.camera.source import check_names, parse_live
     from edgevl.engine import Engine, with_max_tiles
@@ -112,7 +112,7 @@ def command(
     settings = Settings(every, change, heartbeat, stale, jpeg, max_celsius, status)
     paths = list(find_files(tuple(Path(s) for s in sources if parse_live(s) is None), recursive))
     retention = _retention(_LIVE if live else Retention(), rotate_size, rotate_age, keep, floor)
-    done = Done(paths)
+    done, notifier = Done(paths), Notifier()
     with ExitStack() as stack:
         journal: Journal | Stdout = Stdout()
         if output is not None:
@@ -132,68 +132,50 @@ def command(
             timer.daemon = True
             timer.start()
             stack.callback(timer.cancel)
-        job = FileJob(captioner, journal, settings, done)
+        appliance = (
+            Appliance([Capture(s, stale) for s in live], captioner, journal, settings, notifier) if live else None
+        )
+        # beside cameras, a line about a file waits for room on the disk as theirs do
+        job = FileJob(captioner, appliance or journal, settings, done, notifier.alive)
         try:
-            if live:
-                counts = _live(live, captioner, journal, settings, job.run(paths), stop, metrics)
+            if appliance is not None:
+                stop.call(appliance.stop)
+                if metrics is not None:
+                    stack.callback(serve_metrics(metrics, lambda: appliance.document))
+                appliance.run(job.run(paths))
             else:
-                counts = _files(job, paths, stop)
+                _files(job, paths, stop)
         except KeyboardInterrupt:
             way = "" if output is None else " Run the same command again to go on."
             note(f"Interrupted; captions added to {_name(output)}: {job.written}.{way}")
             raise
-    _summary(job, counts, output, len(paths), as_json)
+    _summary(job, appliance, output, len(paths), as_json)
     if job.failed:
         sys.exit(UsageError.exit_code)
     if not live and stop.is_set():
         raise EdgevlError("stopped before the last picture; run the same command again to go on")
 
 
-def _files(job: FileJob, paths: list[Path], stop: Stop) -> dict[str, int]:
+def _files(job: FileJob, paths: list[Path], stop: Stop) -> None:
     with progress() as move:
         move("captions", 0, len(paths))
         for finished in job.run(paths):
             move("captions", finished, len(paths))
             if stop.is_set() and finished < len(paths):
-                return {}
+                return
     stop.clear()
-    return {}
 
 
-def _live(
-    sources: list[Source],
-    captioner: EngineCaptioner,
-    journal: Journal | Stdout,
-    settings: Settings,
-    files: Iterator[int],
-    stop: Stop,
-    metrics: int | None,
-) -> dict[str, int]:
-    from edgevl.camera.appliance import Appliance
-    from edgevl.camera.capture import Capture
-    from edgevl.camera.health import serve_metrics
-    from edgevl.camera.notify import Notifier
-
-    captures = [Capture(source, settings.stale) for source in sources]
-    appliance = Appliance(captures, captioner, journal, settings, Notifier())
-    end = None if metrics is None else serve_metrics(metrics, lambda: appliance.document)
-    stop.call(appliance.stop)
-    try:
-        appliance.run(files)
-    finally:
-        if end is not None:
-            end()
-    return {"live": appliance.captions, "unchanged": appliance.unchanged, "events": appliance.events}
-
-
-def _summary(job: FileJob, counts: dict[str, int], output: Path | None, pictures: int, as_json: bool) -> None:
+def _summary(job: FileJob, appliance: Appliance | None, output: Path | None, pictures: int, as_json: bool) -> None:
     if job.skipped:
         note(f"skipped, because {output} has their captions already: {job.skipped} of {pictures}")
+    counts = {"written": job.written, "skipped": job.skipped, "failed": job.failed}
+    if appliance is not None:
+        counts |= {"live": appliance.captions, "unchanged": appliance.unchanged, "events": appliance.events}
     written = job.written + counts.get("live", 0)
     note(f"captions added to {_name(output)}: {written}; pictures that failed: {job.failed}")
     if as_json:
-        own = {"written": job.written, "skipped": job.skipped, "failed": job.failed}
-        print_json({"output": str(output), "pictures": pictures, **own, **counts})
+        print_json({"output": str(output), "pictures": pictures, **counts})
 
 
 class Stdout:
