@@ -138,6 +138,7 @@ def count_twice(lines: dict[int, Document], starts: list[int]) -> tuple[int, int
     """How many frames of a camera have two captions, and how many files."""
     frames: Counter[tuple[object, ...]] = Counter()
     files: Counter[tuple[object, ...]] = Counter()
+
     for number, line in lines.items():
         if "caption" not in line:
             continue
@@ -145,8 +146,6 @@ def count_twice(lines: dict[int, Document], starts: list[int]) -> tuple[int, int
         if "number" in frame:
             run = sum(start <= number for start in starts)
             frames[(run, line["source"], frame["number"])] += 1
-            if line["caption"] != "None":
-                frames[(line["source"], "drawn", line["caption"])] += 1
         else:
             files[(line["source"], frame["sha256"], frame.get("position"))] += 1
     return sum(n - 1 for n in frames.values()), sum(n - 1 for n in files.values())
@@ -276,10 +275,11 @@ def kills(
     longest: float = 3.0,
     full: bool = True,
     ffmpeg: bool = False,
+    minutes: float = 60.0,
 ) -> Document:
     """Kill the appliance `count` times while everything else goes wrong; what was lost, doubled and broken.
 
-    A child lives at most `longest` seconds after its first line.
+    A child lives at most `longest` seconds after its first line. After `minutes` there are no more kills.
     """
     rng, ended = random.Random(seed), threading.Event()
     files = make_files(folder / "files", pictures)
@@ -308,7 +308,7 @@ def kills(
         exit_code, fills = None, 0
         try:
             for i in range(count + 1):
-                last = i == count
+                last = i == count or time.monotonic() - started > 60 * minutes
                 starts.append(findings.look() + 1)
                 process, listener = run.start(seed * 100_000 + i)
                 if rng.random() < 0.75 or last:
@@ -330,12 +330,14 @@ def kills(
                     process.kill()
                     process.wait()
                 listener.join()
+                if last:
+                    break
         finally:
             ended.set()
             thread.join()
         findings.look()
         return report(run, findings, starts, files, time.monotonic() - started) | {
-            "kills": count,
+            "kills": len(starts) - 1,
             "exit_code_after_sigterm": exit_code,
             "full_disk": how,
             "times_full": fills,
@@ -373,6 +375,7 @@ def report(run: Run, findings: Findings, starts: list[int], files: list[Path], s
         "lost": len((run.acknowledged | gaps) - set(lines)),
         "files_without_caption": len({str(f) for f in files} - captioned_files(findings)),
         "doubled": findings.doubled + frames_twice + files_twice,
+        "doubled_lines_frames_files": [findings.doubled, frames_twice, files_twice],
         "broken": findings.broken,
         "pictures_kept": len(jpegs),
     }
@@ -423,6 +426,7 @@ def main() -> None:
     parser.add_argument("what", choices=("kills", "soak"))
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--captions", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no more kills after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", type=Path, help="default: a tiny random one")
     parser.add_argument("--ffmpeg", action="store_true")
@@ -431,7 +435,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.what == "kills":
-            found = kills(folder, given.kills, given.seed, ffmpeg=given.ffmpeg)
+            found = kills(folder, given.kills, given.seed, ffmpeg=given.ffmpeg, minutes=given.minutes)
         else:
             found = soak(folder, given.captions, given.bundle or tiny_bundle(folder))
     print(json.dumps(found, indent=1))
