@@ -54,7 +54,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def staging_directory(target: str | Path, force: bool = False) -> Iterator[Path]
             raise
         finally:
             os.close(handle)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
 
 
 def sweep(target: str | Path) -> None:
@@ -251,10 +251,11 @@ def _sync_tree(folder: Path) -> None:
         for name in names:
             with (Path(where) / name).open("rb") as file:
                 os.fsync(file.fileno())
-        _sync_folder(Path(where))
+        sync_folder(Path(where))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until names that were made or changed in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
+from edgevl.camera.files import find_files
 from edgevl.cli import main
-from edgevl.commands.caption import find_pictures
 from edgevl.engine import Delta, Engine, Request, Result
 from edgevl.image import load_image
 
@@ -58,7 +58,7 @@ def read(path: Path) -> list[dict[str, object]]:
 
 def test_which_pictures_and_in_which_order(folder: Path) -> None:
     def names(*sources: str, recursive: bool = False) -> list[str]:
-        found = find_pictures(tuple(folder / s for s in sources), recursive)
+        found = find_files(tuple(folder / s for s in sources), recursive)
         return [p.relative_to(folder).as_posix() for p in found]
 
     assert names("") == ["a.JPG", "b.png"]

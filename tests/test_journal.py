@@ -1,15 +1,20 @@
-"""JSON lines after a kill, on a full disk, and on files that are not ours."""
+"""JSON lines after a kill, on a full disk, on files that are not ours, and over months: rotated, within a budget."""
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgevl.errors import EdgevlError, UsageError
-from edgevl.journal import Journal
+from edgevl.journal import Journal, encode
+from edgevl.segments import Retention
 
 
 @pytest.fixture
@@ -21,15 +26,31 @@ def line(n: int, **more: object) -> dict[str, object]:
     return {"time": f"t{n}", **more}
 
 
-def test_lines_are_added_and_read_again(path: Path) -> None:
+def numbered(n: int, **more: object) -> dict[str, object]:
+    return {"time": f"t{n}", "sequence": n, **more}
+
+
+def read(path: Path, retention: Retention | None = None) -> list[dict[str, Any]]:
+    """Every line of the journal, its rotated files included."""
+    lines: list[dict[str, Any]] = []
+    Journal(path, retention, lines.append).close()
+    return lines
+
+
+def test_lines_are_numbered_and_read_again(path: Path) -> None:
     with Journal(path) as journal:
-        assert (journal.lines, journal.torn) == ([], False)
-        journal.append(line(1, caption="Zürich\n\u2028"))
+        assert (journal.count, journal.torn, journal.following) == (0, False, 1)
+        assert journal.append(line(1, caption="Zürich\n\u2028")) == 1
     with Journal(path) as journal:
-        journal.append(line(2))
-    with Journal(path) as journal:
-        assert journal.lines == [line(1, caption="Zürich\n\u2028"), line(2)]
+        assert journal.append(line(2)) == 2
+    assert read(path) == [numbered(1, caption="Zürich\n\u2028"), numbered(2)]
     assert path.read_text(encoding="utf-8").count("\n") == 2
+
+
+def test_lines_of_before_there_were_numbers_are_counted(path: Path) -> None:
+    path.write_bytes(encode(line(1)) + encode(line(2)))
+    with Journal(path) as journal:
+        assert journal.append(line(3)) == 3
 
 
 def test_a_name_that_is_no_utf8_survives(path: Path) -> None:
@@ -37,25 +58,60 @@ def test_a_name_that_is_no_utf8_survives(path: Path) -> None:
     with Journal(path) as journal:
         journal.append(line(1, source=name))
     path.read_bytes().decode("utf-8")
-    with Journal(path) as journal:
-        assert journal.lines[0]["source"] == name
+    assert read(path)[0]["source"] == name
 
 
-@pytest.mark.parametrize("keep", [1, 5, 8, 20])
-def test_a_torn_last_line_is_cut_off(path: Path, keep: int) -> None:
+texts = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(captions=st.lists(texts, min_size=1, max_size=5), data=st.data())
+def test_cut_off_at_any_byte_it_goes_on(captions: list[str], data: st.DataObject) -> None:
+    """A kill leaves a beginning; a power loss may leave zeros in what was not yet on the disk."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        path = folder / "out.jsonl"
+        with Journal(path) as journal:
+            for n, caption in enumerate(captions, 1):
+                journal.append(line(n, caption=caption))
+        content = path.read_bytes()
+        keep = data.draw(st.integers(0, len(content)), "keep")
+        whole = content[:keep].rfind(b"\n") + 1
+        kept = content[:whole].count(b"\n")
+        zeroed = data.draw(st.integers(0, keep - whole), "zeros from")
+        end = keep - whole - data.draw(st.integers(0, keep - whole - zeroed), "zeros to")
+        tail = content[whole : whole + zeroed] + b"\0" * (end - zeroed) + content[whole + end : keep]
+        if kept == 0 and zeroed < 8 and tail[zeroed:].strip(b"\0"):
+            return  # nothing whole, and its beginning lost: it can be anyone's file
+        path.write_bytes(content[:whole] + tail)
+        with Journal(path) as journal:
+            assert journal.torn == (len(tail) > 0)
+            assert journal.following == kept + 1
+            assert path.read_bytes() == content[:whole]
+            journal.append(line(kept + 1, caption="after"))
+        lines = read(path)
+        assert [entry["caption"] for entry in lines] == [*captions[:kept], "after"]
+        assert [entry["sequence"] for entry in lines] == list(range(1, kept + 2))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_zeros_in_the_last_line_with_its_newline_are_cut_off(path: Path) -> None:
     with Journal(path) as journal:
         journal.append(line(1))
     whole = path.read_bytes()
-    path.write_bytes(whole + json.dumps(line(2, caption="a long caption")).encode()[:keep])
+    path.write_bytes(whole + b"\0" * 40 + b'rest"}\n')
     with Journal(path) as journal:
-        assert (journal.lines, journal.torn) == ([line(1)], True)
-        assert path.read_bytes() == whole
-        journal.append(line(3))
-    assert [json.loads(s)["time"] for s in path.read_text().splitlines()] == ["t1", "t3"]
+        assert (journal.torn, journal.count) == (True, 1)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x89PNG\r\n\x1a\n", b"notes", b"notes\n", b"[1]\n", b'{"a": 1}\n', b"{}\n", b'{"time": 1}\nx', b"\n"]
+    "content",
+    [
+        *(b"\x89PNG\r\n\x1a\n", b"notes", b"notes\n", b"[1]\n", b'{"a": 1}\n', b"{}\n", b'{"time": 1}\nx', b"\n"),
+        *(b"\x00\x01binary", b'{"time": 1}\n{"time"\n', b'{"time": 1}\n\0\n{"time": 2}\n'),
+    ],
 )
 def test_a_file_of_something_else_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -72,8 +128,11 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(path: Path) -> None:
-    with Journal(path), pytest.raises(UsageError, match="another process"):
-        Journal(path)
+    with Journal(path, Retention(segment_bytes=60)) as journal:
+        for n in (1, 2, 3):  # still the only one after a rotation
+            journal.append(line(n, caption="x" * 30))
+            with pytest.raises(UsageError, match="another process"):
+                Journal(path)
     Journal(path).close()
 
 
@@ -90,8 +149,134 @@ def test_a_full_disk_leaves_whole_lines(path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(os, "write", half)
         with pytest.raises(EdgevlError, match="No space"):
             journal.append(line(2, caption="a long caption"))
-        monkeypatch.undo()
         assert path.read_bytes() == whole
-        journal.append(line(3))
+        monkeypatch.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(EdgevlError, match="No space"):
+            journal.append(line(2, caption="a long caption"))
+        assert path.read_bytes() != whole  # it could not even be cut off
+        monkeypatch.undo()
+        assert journal.append(line(2)) == 2
+    assert read(path) == [numbered(1), numbered(2)]
+
+
+def test_rotated_by_size_and_kept_within_a_budget(path: Path) -> None:
+    retention = Retention(segment_bytes=300, keep_bytes=1000)
+    with Journal(path, retention) as journal:
+        for n in range(1, 101):
+            assert journal.append(line(n, caption="x" * 40), jpeg=b"j" * 60) == n
+            assert journal.total_bytes <= 1000
+        deleted = journal.deleted
+    on_disk = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    assert 700 < on_disk <= 1000
+    lines = read(path, retention)
+    assert [entry["sequence"] for entry in lines] == list(range(deleted + 1, 101))
+    for entry in lines:
+        assert (path.parent / entry["jpeg"]).read_bytes() == b"j" * 60
+    assert len([*path.parent.rglob("*.jpg")]) == len(lines)
+
+
+def test_rotated_by_age_and_a_clock_set_back_does_no_harm(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("edgevl.journal.time.monotonic", lambda: now[0])
+    retention = Retention(segment_seconds=60)
+    path.write_bytes(encode({"time": "2999-01-01T00:00:00+00:00", "sequence": 7}))
+    with Journal(path, retention) as journal:
+        journal.append(line(8))
+        assert len([*path.parent.iterdir()]) == 1
+        now[0] += 61
+        journal.append(line(9))
+    assert sorted(p.name for p in path.parent.iterdir()) == ["out.0000000007.jsonl", "out.jsonl"]
+    path.write_bytes(encode({"time": "2000-01-01T00:00:00+00:00", "sequence": 9}))
+    with Journal(path, retention) as journal:
+        assert journal.append(line(10)) == 10
+    assert (path.parent / "out.0000000009.jsonl").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(stops=st.lists(st.integers(0, 12), max_size=4), jpeg=st.booleans())
+def test_killed_between_any_two_steps_nothing_is_lost_or_doubled(stops: list[int], jpeg: bool) -> None:
+    """Every call that changes the disk may be the last one of a process."""
+
+    class Killed(BaseException):
+        pass
+
+    retention = Retention(segment_bytes=250)
+    folder = Path(tempfile.mkdtemp())
+    patch = pytest.MonkeyPatch()
+    acknowledged: list[int] = []
+    try:
+        for stop in [*stops, 1000]:
+            left = [stop]
+
+            def killable(call: Any, left: list[int] = left) -> Any:
+                def step(*arguments: Any, **named: Any) -> Any:
+                    if left[0] == 0:
+                        raise Killed
+                    left[0] -= 1
+                    return call(*arguments, **named)
+
+                return step
+
+            journal = None
+            try:
+                journal = Journal(folder / "out.jsonl", retention)
+                with patch.context() as patched:
+                    patched.setattr(os, "write", killable(os.write))
+                    patched.setattr(os, "fsync", killable(os.fsync))
+                    patched.setattr(Path, "rename", killable(Path.rename))
+                    patched.setattr(Path, "replace", killable(Path.replace))
+                    for _ in range(4):
+                        n = journal.following
+                        acknowledged.append(journal.append(line(n, caption="y" * 60), b"j" * 9 if jpeg else None))
+            except Killed:
+                pass
+            finally:
+                if journal is not None:
+                    os.close(journal._file)
+        lines: list[dict[str, Any]] = []
+        with Journal(folder / "out.jsonl", retention, lines.append) as journal:
+            numbers = [entry["sequence"] for entry in lines]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert set(acknowledged) <= set(numbers)
+            assert len(set(acknowledged)) == len(acknowledged)
+        frames = {str(f.relative_to(folder)) for f in folder.rglob("*.jpg")}
+        assert frames == {entry["jpeg"] for entry in lines if "jpeg" in entry}
+        assert not [*folder.rglob("*.part")]
+    finally:
+        patch.undo()
+        shutil.rmtree(folder)
+
+
+def test_the_floor_of_the_disk_drops_the_oldest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(path, Retention(segment_bytes=50, floor_bytes=10_000)) as journal:
+        for n in range(1, 6):
+            journal.append(line(n, caption="x" * 60))
+        assert journal.deleted == 0
+        disk = os.statvfs_result((4096, 4096, 100, 1, 1, 10, 10, 10, 0, 255))  # one block of 4096 bytes is free
+        monkeypatch.setattr(os, "fstatvfs", lambda _: disk)
+        assert journal.append(line(6, caption="x" * 60)) == 6
+        assert journal.deleted == 5
     with Journal(path) as journal:
-        assert len(journal.lines) == 2
+        assert journal.following == 7
+    # emptied, not removed, while nothing else tells the number of the last line
+    assert [p.name for p in path.parent.iterdir() if p.stat().st_size] == ["out.jsonl"]
+
+
+def test_only_files_of_the_journal_count(path: Path) -> None:
+    strange = [
+        path.with_name(n) for n in ("out.1.jsonl", "out.0000000001.json", "other.0000000001.jsonl", "out.jsonl~")
+    ]
+    folder = path.with_name("out.frames") / "mine"
+    folder.mkdir(parents=True)
+    strange.append(folder / "0000000009.jpg")
+    for file in strange:
+        file.write_bytes(b"x" * 5000)
+    with Journal(path, Retention(segment_bytes=100, keep_bytes=200)) as journal:
+        for n in range(1, 20):
+            journal.append(line(n, caption="x" * 50))
+    assert all(file.stat().st_size == 5000 for file in strange)
+
+
+def test_one_file_larger_than_all_is_refused() -> None:
+    with pytest.raises(UsageError, match="rotate"):
+        Retention(segment_bytes=10, keep_bytes=5)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_quantize import StoppedError, contents
 from torch.nn import functional
 
 import quantize.tune as tuning
@@ -19,6 +18,7 @@ from quantize.job import _samples, quantize, settle
 from quantize.measure import last_hidden
 from quantize.partial import Partial
 from quantize.settings import QuantizeSettings
+from test_quantize import StoppedError, contents
 
 FEW = {"samples": 8, "length": 96, "group_size": 32, "calibration": "text", "effort": "best"}
 

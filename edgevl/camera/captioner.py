@@ -1,0 +1,70 @@
+"""One question asked of one picture after the other. Called by `edgevl caption`, for files and live sources alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from edgevl.engine import Engine, Request, Result
+from edgevl.image import Picture, load_image
+from edgevl.prompt import Message
+
+if TYPE_CHECKING:
+    from edgevl.config import TilingConfig
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model said of a picture."""
+
+    text: str
+    tokens: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Captioner(Protocol):
+    """Whoever captions pictures."""
+
+    model: str  # the bundle's digest
+    prompt: str
+
+    def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
+        """Caption one picture; `alive` is called whenever work went on, at every token at least."""
+        ...
+
+
+class EngineCaptioner:
+    """Captions by an engine. Nothing of a picture is kept once it is captioned."""
+
+    def __init__(self, engine: Engine, prompt: str, max_tokens: int, tiling: TilingConfig | None = None) -> None:
+        self.model = engine.bundle.digest
+        self.prompt = prompt
+        self._engine, self._max_tokens, self._tiling = engine, max_tokens, tiling
+
+    def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
+        """Caption one picture; raises `UsageError` for one that cannot be asked about."""
+        question = Message("user", (picture, self.prompt))
+        request = Request((question,), max_tokens=self._max_tokens, tiling=self._tiling)
+        for item in self._engine.stream(request):
+            alive()
+            if isinstance(item, Result):
+                self._forget()
+                return Caption(item.text.strip(), item.tokens, item.seconds, item.notes)
+        raise AssertionError("a stream ends with its result")
+
+    def _forget(self) -> None:
+        """No frame of a camera comes twice, so that keeping its embeddings would only fill memory."""
+        self._engine._embeddings.clear()
+
+    def warm_up(self) -> None:
+        """Run every part of the model once, so that the first caption is as fast as the others."""
+        from PIL import Image
+
+        picture = load_image(Image.new("RGB", (64, 64)))
+        request = Request((Message("user", (picture, self.prompt)),), max_tokens=1, tiling=self._tiling)
+        for _ in self._engine.stream(request):
+            pass
+        self._engine.reset()
+        self._forget()

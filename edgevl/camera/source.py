@@ -1,0 +1,92 @@
+"""What a SOURCE on the command line is: a camera, a pipeline, a stream, a video file, or a picture or folder.
+
+Knows the forms and nothing of how they are read. Called by `edgevl caption`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from edgevl.errors import UsageError
+
+VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".y4m"))
+_SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp", "srt")
+_NAMED = re.compile(r"([A-Za-z][\w.-]{0,63})=(.+)", re.DOTALL)
+_CSI = "nvarguscamerasrc sensor-id={} ! nvvidconv ! video/x-raw,format=I420"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One live source. `name` stands in the journal, `address` is what is opened and may hold a password."""
+
+    name: str
+    kind: str  # "v4l2" | "gstreamer" | "stream"
+    address: str
+
+
+def parse_live(text: str) -> Source | None:
+    """The live source that `text` names, or None for a file or folder.
+
+    `/dev/videoN` is a V4L2 camera, `gst:PIPELINE` ends in raw video, `csi:N` is a Jetson's CSI camera, and a URL is a
+    stream. `NAME=` before any of them is what the journal calls it; passwords of URLs never stand in the journal.
+    Raises `UsageError` for a form that cannot be used.
+    """
+    named = _NAMED.fullmatch(text)
+    if named:
+        inner = parse_live(named[2])
+        if inner is not None:
+            return Source(named[1], inner.kind, inner.address)
+    if re.fullmatch(r"/dev/video\d+", text) or text.startswith("/dev/v4l/"):
+        return Source(text, "v4l2", text)
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme == "gst":
+        if not rest.strip():
+            raise UsageError("gst: needs a pipeline after it, such as 'gst:v4l2src ! videoconvert'")
+        return Source(text, "gstreamer", rest.strip())
+    if colon and scheme == "csi":
+        if not rest.isdecimal():
+            raise UsageError(f"{text} names no camera; give the sensor's number, such as csi:0")
+        return Source(text, "gstreamer", _CSI.format(rest))
+    if "://" in text and not Path(text).exists():
+        return _stream(text)
+    return None
+
+
+def _stream(text: str) -> Source:
+    scheme = text.split("://", 1)[0].lower()
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{s}://" for s in _SCHEMES)
+        raise UsageError(f"{_public(text)} is no stream that can be read; use one of {known}, or a path")
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"{_public(text)} is no address ({error}); write SCHEME://HOST:PORT/PATH") from error
+    if not host and scheme not in ("udp", "rtp"):
+        raise UsageError(f"{_public(text)} names no host; write {scheme}://HOST:PORT/PATH")
+    return Source(_public(text), "stream", text)
+
+
+def _public(url: str) -> str:
+    """The URL without user and password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return re.sub(r"//[^/]*@", "//", url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+
+
+def check_names(sources: list[Source]) -> None:
+    """Raise `UsageError` when two sources would be called the same in the journal."""
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two sources are called {name}; give them names, such as door={name}")
+
+
+def is_video(path: Path) -> bool:
+    """Whether the name is that of a video file."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
