@@ -28,7 +28,7 @@ from quantize.torch_ops import NamedLinear, TorchOps
 MEASURED = ("characters", "ordered", "words", "things", "colours")
 _SMALL = torch.bfloat16
 _CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
-_NEGATIVES = 6144  # other words of the vocabulary that a written one is told from
+_NEGATIVES = 3072  # other words of the vocabulary that a written one is told from
 _SHARPNESS = 2.0  # of that choice
 _UNWRITTEN = 0.1  # weight of places where nothing is written
 _ADAPTED = ("qkv", "o", "gate_up", "down")
@@ -121,7 +121,7 @@ class Eyes(nn.Module):
         chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)])
         chosen = chosen.unique()  # type: ignore[no-untyped-call]
         wanted = torch.searchsorted(chosen, words.contiguous())
-        guess = (apart[places] @ self._table[chosen].t()).float() * _SHARPNESS
+        guess = ((apart * _SHARPNESS)[places] @ self._table[chosen].t()).float()
         weights = torch.where(written, 1.0, _UNWRITTEN)
         loss = (functional.cross_entropy(guess, wanted, reduction="none") * weights).sum() / weights.sum()
         counts += [((guess.argmax(dim=1) == wanted) & written).sum(), written.sum()]

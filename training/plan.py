@@ -18,6 +18,7 @@ class Plan:
     reader_batch: int  # pictures, each with as many questions as fit
     reader_rate: float
     reader_reuse: int
+    reader_beside: int = 16  # more pictures, of which only the label maps are learned
     tower_pages: int = 3  # of five pictures, how many are pages full of text
     length: int = 224  # tokens of a training sequence
     rank: int = 16  # of the language model's updates
@@ -30,9 +31,9 @@ PLANS = {
     # two cores with bf16: expect 3 hours for the tower and 9 for the reader; never run to its end
     "cpu": Plan(9000, 32, 1e-3, 4, 24000, 4, 5e-4, 1, report=200, checked=64),
     # one data-centre GPU and 16 cores, about half an hour
-    "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, rank=32, workers=14),
+    "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, reader_beside=64, rank=32, workers=14),
     # the test suite's: seconds
-    "tiny": Plan(4, 4, 1e-3, 8, 3, 2, 1e-3, 8, length=192, rank=2, report=2, checked=4),
+    "tiny": Plan(4, 4, 1e-3, 8, 3, 2, 1e-3, 8, reader_beside=2, length=192, rank=2, report=2, checked=4),
 }
 
 

@@ -1,7 +1,8 @@
 """Second stage: the language model learns to read the image tokens, and the eyes to write them for it.
 
-Tower, projector and low-rank updates of the language model are trained together on the answers to questions. The label
-maps go on counting a little, and on plain text the updated model must stay close to the untouched one.
+Tower, projector and low-rank updates of the language model are trained together on the answers to questions. Meanwhile
+the tower goes on with the label maps, of these pictures and of others beside them, which cost a tenth as much; and on
+plain text the updated model must stay close to the untouched one.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from training.export import restore
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
 from training.labels import LabelMaker
-from training.network import Eyes, Labels, Reader
+from training.network import Eyes, Reader
 from training.plan import Plan, learning_rate
 from training.sequences import SequenceMaker, Sequences
 from training.state import load, save
 from training.tower import shares
 
-_DENSE = 0.1  # weight of the label maps
-_TEXT_TOKENS = 192  # of the plain text in each step
+_DENSE = 0.3  # weight of the label maps
+_TEXT_EVERY = 8  # steps between looks at plain text
+_TEXT_TOKENS = 192  # of the plain text in each look
 _TEXTS = 160  # documents that it is taken from
 
 
@@ -49,11 +51,10 @@ def train_reader(
     """
     reader = Reader(checkpoint.config, CheckpointParts(checkpoint), plan.rank, device).to(device)
     modules = [eyes, reader]
-    projector = [p for n, p in eyes.named_parameters() if n.startswith("mlp1") or n == "image_token_rows"]
-    tower = [p for n, p in eyes.named_parameters() if not (n.startswith("mlp1") or n == "image_token_rows")]
-    shares = ((tower, 0.25), (projector, 1.0), (list(reader.parameters()), 1.0))
-    groups = [{"params": params, "share": share} for params, share in shares]
-    optimizer = torch.optim.AdamW(groups, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0)
+    parameters = [p for m in modules for p in m.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0, fused=True
+    )
     place = load(folder, "reader", modules, optimizer)
     if place is None:
         if start is not None:
@@ -69,20 +70,21 @@ def train_reader(
     checks = list(held_out(plan.checked))
     texts = _texts(checkpoint)
     feed, random = Feed(plan.workers, place["pictures"], plan.reader_reuse), RandomState(place["step"])
+    beside = Feed(1, place["pictures"] + (1 << 28), plan.tower_reuse, plan.tower_pages)
     try:
         sums: dict[str, float] = defaultdict(float)
         began, first = time.monotonic(), place["step"]
         for step in range(place["step"], plan.reader_steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate) * group["share"]
-            batch = feed.batch(plan.reader_batch)
-            loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), labels.labels(batch, device))
-            if step % 4 == 0:
+                group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate)
+            batch, more = feed.batch(plan.reader_batch), beside.batch(plan.reader_beside)
+            loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), more, labels, batch, device)
+            if step % _TEXT_EVERY == 0:
                 apart = _text_distance(eyes, reader, texts, random, device)
-                loss, figures["text"] = loss + 2 * apart, 4 * float(apart.detach())
+                loss, figures["text"] = loss + 4 * apart, _TEXT_EVERY * float(apart.detach())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([p for m in modules for p in m.parameters()], 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             for name, value in figures.items():
                 sums[name] += value
@@ -96,6 +98,7 @@ def train_reader(
                 sums, began, first = defaultdict(float), time.monotonic(), step + 1
     finally:
         feed.close()
+        beside.close()
     return reader
 
 
@@ -114,17 +117,29 @@ def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) ->
     return reader(step, mask, eyes.image_token_rows)  # type: ignore[no-any-return]
 
 
-def answer_loss(eyes: Eyes, reader: Reader, batch: Sequences, labels: Labels) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over answer tokens plus a little of the labels'; and both as numbers."""
-    device = labels.things.device
-    rows, patches = eyes(torch.from_numpy(batch.tiles).to(device))
-    logits = answer_logits(rows, eyes, reader, batch).float()
-    targets = torch.from_numpy(batch.targets).to(device)
+def answer_loss(
+    eyes: Eyes,
+    reader: Reader,
+    asked: Sequences,
+    beside: list[Seen],
+    labels: LabelMaker,
+    seen: list[Seen],
+    device: str,
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy over answer tokens plus a part of the labels' loss; and both as numbers.
+
+    `asked` are the sequences of the pictures `seen`; of the pictures `beside` only the labels are learned.
+    """
+    tiles = len(asked.tiles)
+    pixels = np.concatenate([asked.tiles, *(one.tiles[:1] for one in beside)])
+    rows, patches = eyes(torch.from_numpy(pixels).to(device))
+    logits = answer_logits(rows[: tiles * len(rows) // len(pixels)], eyes, reader, asked).float()
+    targets = torch.from_numpy(asked.targets).to(device)
     loss = functional.cross_entropy(logits, targets)
     right = float((logits.argmax(dim=1) == targets).float().mean())
-    tiles, first = len(batch.tiles), torch.from_numpy(batch.first_tiles).to(device)
-    first_rows, first_patches = (x.reshape(tiles, -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))
-    maps, counts = eyes.dense_loss(first_rows, first_patches, labels)
+    first = torch.from_numpy(np.concatenate([asked.first_tiles, np.arange(tiles, len(pixels))])).to(device)
+    first_rows, first_patches = (x.reshape(len(pixels), -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))
+    maps, counts = eyes.dense_loss(first_rows, first_patches, labels.labels([*seen, *beside], device))
     figures = {"loss": float(loss.detach()), "tokens": right, "maps": float(maps.detach())}
     figures |= shares(counts)
     return loss + _DENSE * maps, figures

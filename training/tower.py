@@ -28,7 +28,7 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
     decayed = [p for p in eyes.parameters() if p.dim() > 1]
     plain = [p for p in eyes.parameters() if p.dim() == 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=plan.tower_rate, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=plan.tower_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
     place = load(folder, "tower", [eyes], optimizer) or {"step": 0, "pictures": 0}
     if place["step"] >= plan.tower_steps:
         return
