@@ -28,7 +28,7 @@ class Plan:
 
 
 PLANS = {
-    # two cores with bf16: expect 3 hours for the tower and 9 for the reader; never run to its end
+    # two cores with bf16: expect 3 hours for the tower and 11 for the reader; never run to its end
     "cpu": Plan(9000, 32, 1e-3, 4, 24000, 4, 5e-4, 1, report=200, checked=64),
     # one data-centre GPU and 16 cores, about half an hour
     "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, reader_beside=64, rank=32, workers=14),
