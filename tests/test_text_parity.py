@@ -134,12 +134,17 @@ def test_128_greedy_tokens_of_the_demo_are_identical(demo_checkpoint: Path, tmp_
         )
 
 
-def test_the_demo_knows_the_capital_of_france(demo_checkpoint: Path, tmp_path: Path) -> None:
-    """Through template, tokenizer and engine, from text to text, with an int8 head and tower."""
+def test_the_language_model_knows_the_capital_of_france(tmp_path: Path) -> None:
+    """Through template, tokenizer and engine, from text to text, with an int8 head and tower.
+
+    Of the demo without its training: with it, the language model has forgotten this (edgevl/DEMO.md).
+    """
+    from edgevl.demo import build_demo_checkpoint
     from edgevl.engine import Engine, Request, Result
     from edgevl.prompt import Message
 
-    build(str(demo_checkpoint), tmp_path / "b", BuildSettings(head="int8", vision="int8", context=512))
+    build_demo_checkpoint(tmp_path / "untrained", trained=False)
+    build(str(tmp_path / "untrained"), tmp_path / "b", BuildSettings(head="int8", vision="int8", context=512))
     request = Request((Message("user", ("What is the capital of France?",)),), max_tokens=24)
     result = list(Engine.open(tmp_path / "b").stream(request))[-1]
     assert isinstance(result, Result)
