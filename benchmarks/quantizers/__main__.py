@@ -45,8 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     tokens = calibration_tokens(original, options.calibration, options.samples, options.length, options.seed)
     (work / "tokens.json").write_text(json.dumps(tokens))
     text = held_out_text() if options.text is None else options.text.read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = []
+    rows = _finished(options)
     for name, scheme in _wanted(options):
+        if any((row["name"], row["scheme"]) == (name, scheme) for row in rows):
+            continue
         note(f"{name}, {scheme} …")
         row: dict[str, Any] = {"name": name, "scheme": scheme}
         try:
@@ -80,7 +82,21 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("quantizers.work"), help="folder for all that is made")
     parser.add_argument("--environments", type=Path, help="folder of the tools' environments; default: in --work")
     parser.add_argument("--json", type=Path, help="also write the JSON here, after every tool")
+    parser.add_argument("--resume", action="store_true", help="keep what --json holds already of the same comparison")
     return parser
+
+
+def _finished(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """With --resume, the rows of an earlier run that compared under the same options and did not fail."""
+    if not options.resume or options.json is None or not options.json.exists():
+        return []
+    before = json.loads(options.json.read_text())
+    free = ("only", "schemes", "limit", "resume")
+    wanted = {name: value for name, value in _document(options, [])["options"].items() if name not in free}
+    found = {name: value for name, value in before["options"].items() if name not in free}
+    if wanted != found:
+        raise SystemExit(f"{options.json} holds a comparison under other options ({found}); name another file")
+    return [row for row in before["rows"] if "failed" not in row]
 
 
 def _ours() -> list[str]:
