@@ -87,16 +87,13 @@ def quantize_int4(values: NDArray[np.floating], group_size: int, symmetric: bool
     """Round to nearest (N, K) values to int4 in groups of `group_size` along K, without any calibration.
 
     Asymmetric: scale = (max - min) / 15 with 0 inside the range, zero = round(-min / scale).
-    Symmetric: scale = max|w| / 7, zero 8, codes 1..15. Codes are chosen for the scale as rounded to f16.
+    Symmetric: scale = the larger of max / 7 and -min / 8, zero 8. Codes are chosen for the scale as rounded to f16.
     """
     full = np.asarray(values, dtype=np.float32)
     n, k = full.shape
     groups = full.reshape(n, k // group_size, group_size)
-    if symmetric:
-        scales = np.abs(groups).max(axis=2) / 7.0
-    else:
-        low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
-        scales = (high - low) / 15.0
+    low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
+    scales = np.maximum(high / 7.0, -low / 8.0) if symmetric else (high - low) / 15.0
     scales16 = np.where(scales > 0, scales, 1.0).astype(np.float16)
     tiny = np.float16(6e-8)
     scales16 = np.maximum(scales16, tiny)

@@ -25,7 +25,8 @@ from quantize.feedback import feedback, round_with_feedback
 from quantize.groups import BlockTable, ScaleGroup
 from quantize.observe import Observations
 from quantize.part_tensors import JoinedTensors
-from quantize.rounding import Scheme, decode, encode, fake_quantize, fit_grid, grouped, round_weight
+from quantize.rounding import Scheme, decode, encode, fake_quantize, fit_grid, grouped, round_weight, row_spans
+from quantize.settings import Recipe
 from quantize.torch_ops import TorchOps, batch_step
 
 _RATIOS = 20  # tried for each kind of scale
@@ -34,6 +35,7 @@ _SHRINKS = 10  # steps of 5 % of the range: 0..45 %
 
 
 GramOf = Callable[[str, dict[str, Tensor]], Tensor]
+_ALL = Recipe()
 
 
 @dataclass(frozen=True)
@@ -88,39 +90,46 @@ def quantize_block(
     store_as: Callable[[str, Tensor], Tensor],
     tick: Callable[[str], None] = lambda _: None,
     gram_of: GramOf | None = None,
+    recipe: Recipe = _ALL,
 ) -> BlockResult:
-    """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them; neither is changed.
+    """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them.
+
+    The mapping is used up: its tensors give way, one after the other, to those that the quantized block computes with.
 
     `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called after
     each of the table's groups, after the clips and after the rounding. With `gram_of(part, tensors)`, which gives the
     mean of x·xᵀ of a part's inputs when the block computes with `tensors`, rounding makes up for its errors, those of
     the parts before included.
     """
-    now = dict(tensors)
+    now = tensors
     result = BlockResult({}, {}, now)
     divisors: dict[str, Tensor] = {}
     for group in table.groups:
-        best, report = _search_scale(config, table, group, tensors, seen, scheme)
+        # later groups measure no linear that an earlier one changed, so what is in `now` is still the original
+        best, report = _search_scale(config, table, group, now, seen, scheme, recipe)
         result.groups.append(report)
         if best.kind != "none":
             divisors[group.input_part] = _fold(config, group, best.scale, now, result.changed, store_as)
         tick(group.name)
-    clips = {}
+    clips: dict[str, tuple[Tensor, Tensor]] = {}
     for linear, part in table.clip.items():
         moments = _divided(seen.moments[part], divisors.get(part), scheme.group_size)
-        clips[linear], clip_report = _search_clip(linear, now[f"{linear}.weight"], moments, scheme)
-        result.clips.append(clip_report)
+        if recipe.clip:
+            clips[linear], clip_report = _search_clip(linear, now[f"{linear}.weight"], moments, scheme)
+            result.clips.append(clip_report)
     tick("clip")
     for joined in table.parts:
         if joined.kind != "linear":
             continue
-        given = None if gram_of is None else feedback(gram_of(joined.name, now))
+        given = feedback(gram_of(joined.name, now)) if gram_of is not None and recipe.feedback else None
         for linear in joined.sources:
             name = f"{linear}.weight"
             if given is None:
                 result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
             else:
-                result.linears[linear], now[name] = round_with_feedback(now[name], scheme, clips.get(linear), given)
+                result.linears[linear], now[name] = round_with_feedback(
+                    now[name], scheme, clips.get(linear), given, recipe.refit
+                )
     tick("round")
     return result
 
@@ -135,9 +144,10 @@ def _search_scale(
     tensors: dict[str, Tensor],
     seen: Observations,
     scheme: Scheme,
+    recipe: Recipe,
 ) -> tuple[_Candidate, GroupReport]:
     """The candidate of least output error, measured on the sample; the first candidate is no scale at all."""
-    candidates = list(_candidates(config, group, tensors, seen, scheme.group_size))
+    candidates = list(_candidates(config, group, tensors, seen, scheme.group_size, recipe))
     trial = _measure(config, table, group, tensors, seen.trial[group.input_part], scheme)
     full = _measure(config, table, group, tensors, seen.sample[group.input_part], scheme)
     order = sorted(range(1, len(candidates)), key=lambda i: (trial(candidates[i].scale), i))
@@ -153,15 +163,20 @@ def _search_scale(
 
 
 def _candidates(
-    config: TextConfig, group: ScaleGroup, tensors: dict[str, Tensor], seen: Observations, group_size: int
+    config: TextConfig,
+    group: ScaleGroup,
+    tensors: dict[str, Tensor],
+    seen: Observations,
+    group_size: int,
+    recipe: Recipe,
 ) -> Iterator[_Candidate]:
     """No scale, then x^r, then x^r / w^(1-r): x the mean |activation|, w the mean |weight| relative to its group."""
     x = seen.mean_abs[group.input_part]
-    weights = torch.cat([tensors[f"{linear}.weight"] for linear in group.linears])
-    groups = grouped(weights, group_size).abs()
-    w = (groups / groups.amax(dim=2, keepdim=True).clamp(min=1e-12)).mean(dim=0).reshape(-1)
     yield _Candidate("none", 0.0, torch.ones_like(x))
-    for kind in ("activation", "duo"):
+    if not recipe.scales or (group.shared_heads and not recipe.value_scale):
+        return
+    w = _relative_weights([tensors[f"{linear}.weight"] for linear in group.linears], group_size)
+    for kind in ("activation", "duo") if recipe.weight_aware else ("activation",):
         for step in range(_RATIOS):
             ratio = step / _RATIOS
             if kind == "activation" and step == 0:
@@ -175,6 +190,16 @@ def _candidates(
             # f16 holds what is divided and multiplied by it; an idle channel must not push the others out of range
             scale = torch.where(torch.isfinite(scale), scale, 1.0).clamp(1e-3, 1e3)
             yield _Candidate(kind, ratio, scale)
+
+
+def _relative_weights(weights: list[Tensor], group_size: int) -> Tensor:
+    """Mean over all rows of |weight| relative to the largest of its group, (K,)."""
+    total = torch.zeros(weights[0].shape[1], dtype=torch.float64, device=weights[0].device)
+    for weight in weights:
+        for rows in row_spans(weight.shape):
+            groups = grouped(weight[rows], group_size).abs()
+            total += (groups / groups.amax(dim=2, keepdim=True).clamp(min=1e-12)).sum(dim=0).reshape(-1)
+    return (total / sum(weight.shape[0] for weight in weights)).float()
 
 
 def _measure(
@@ -206,7 +231,7 @@ def _measure(
     def error(scale: Tensor) -> float:
         for linear in group.linears:
             name = f"{linear}.weight"
-            trial[name] = fake_quantize(tensors[name] * scale, scheme) / scale
+            trial[name] = fake_quantize(tensors[name], scheme, scale)
         found = float((output() - expected).square().mean() / size)
         return found if found == found else float("inf")
 
@@ -259,9 +284,18 @@ def _search_clip(
     linear: str, weight: Tensor, moments: Tensor, scheme: Scheme
 ) -> tuple[tuple[Tensor, Tensor], ClipReport]:
     """For each row and group the shrink of its range with the least squared output error, from 0 to 45 %."""
-    groups = grouped(weight, scheme.group_size)
-    by_group = groups.transpose(0, 1)  # (K/Q, N, Q)
-    size = float(((by_group @ moments) * by_group).sum().clamp(min=1e-30))
+    found = [_clip_rows(grouped(weight[rows], scheme.group_size), moments, scheme) for rows in row_spans(weight.shape)]
+    low, high = torch.cat([part[0] for part in found]), torch.cat([part[1] for part in found])
+    size, before, after = (sum(part[2][i] for part in found) for i in range(3))
+    return (low, high), ClipReport(
+        linear, float(1 - (low + high).mean() / 2), before / max(size, 1e-30), after / max(size, 1e-30)
+    )
+
+
+def _clip_rows(groups: Tensor, moments: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
+    """low and high (n, K/Q) of rows (n, K/Q, Q), and squared: their output, its error without clips and with them."""
+    by_group = groups.transpose(0, 1)  # (K/Q, n, Q)
+    size = float(((by_group @ moments) * by_group).sum())
 
     def error(low: Tensor | float, high: Tensor | float) -> Tensor:
         grid = fit_grid(groups, scheme.symmetric, low, high)
@@ -279,10 +313,7 @@ def _search_clip(
             least, low, high = _keep_better(least, low, high, error(low, factor), low, factor)
         for factor in [1.0, *steps]:
             least, low, high = _keep_better(least, low, high, error(factor, high), factor, high)
-    report = ClipReport(
-        linear, float(1 - (low + high).mean() / 2), float(before.sum()) / size, float(least.sum()) / size
-    )
-    return (low, high), report
+    return low, high, (size, float(before.sum()), float(least.sum()))
 
 
 def _keep_better(

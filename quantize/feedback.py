@@ -14,12 +14,13 @@ from torch import Tensor
 
 from edgevl.errors import EdgevlError
 from edgevl.weights import Int4Weight
-from quantize.rounding import TINY, GroupGrid, Scheme, decode, fit_grid, grouped, stored_weight
+from quantize.rounding import TINY, GroupGrid, Scheme, decode, fit_grid, grouped, row_spans, stored_weight
 
 _DAMPING = 0.01  # of the mean of the diagonal, so that the inverse exists
 _TOGETHER = 128  # columns whose corrections reach the rest at once
 _HOLD = 0.01  # how much a fitted scale is held to the one before, against what the data say of it
 _FLOATS = 1 << 26  # f32 numbers that fitting may hold at once
+_BLOCK = 512  # columns of a second-moment matrix that are factored at once
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,41 @@ class Feedback:
 
 
 def feedback(gram: Tensor) -> Feedback:
-    """From the mean (K, K) of x·xᵀ over the inputs x. Raises `EdgevlError` when it has no inverse even with damping."""
-    gram = gram.clone()
+    """From the mean (K, K) of x·xᵀ over the inputs x, which is kept and damped.
+
+    Raises `EdgevlError` when it has no inverse even with damping.
+    """
     gram.diagonal().add_(_DAMPING * gram.diagonal().mean().clamp(min=1e-30))
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    return Feedback(order, _inverse_factor(gram[order][:, order]), gram)
+    factor = torch.empty_like(gram)
+    for begin in range(0, len(order), _BLOCK):
+        rows = order[begin : begin + _BLOCK]
+        factor[begin : begin + _BLOCK] = gram[rows][:, order]
+    return Feedback(order, _inverse_factor(factor), gram)
 
 
 def round_with_feedback(
-    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None, given: Feedback
+    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None, given: Feedback, refit: bool = True
 ) -> tuple[Int4Weight, Tensor]:
     """(N, K) -> what is stored, and the f32 values (N, K) it stands for.
 
     What is made small is tr(Δ·gram·Δᵀ) of the error Δ. `clip`: (low, high) of each group. Scale and zero of each group
     are fixed before the first column is rounded; once all codes are known, the scales are fitted to them again.
     """
+    found, values = [], torch.empty_like(weight)
+    for rows in row_spans(weight.shape):
+        own = None if clip is None else (clip[0][rows], clip[1][rows])
+        stored, values[rows] = _round_rows(weight[rows], scheme, own, given, refit)
+        found.append(stored)
+    if len(found) == 1:
+        return found[0], values
+    codes, scales, zeros = (np.concatenate([getattr(part, f) for part in found]) for f in ("codes", "scales", "zeros"))
+    return Int4Weight(codes, scales, zeros), values
+
+
+def _round_rows(
+    weight: Tensor, scheme: Scheme, clip: tuple[Tensor, Tensor] | None, given: Feedback, refit: bool
+) -> tuple[Int4Weight, Tensor]:
     grid = fit_grid(grouped(weight, scheme.group_size), scheme.symmetric, *(clip or (1.0, 1.0)))
     order, factor = given.order, given.factor
     group = order // scheme.group_size
@@ -67,7 +88,8 @@ def round_with_feedback(
     back = torch.empty_like(codes)
     back[:, order] = codes
     apart = grouped(back, scheme.group_size)
-    grid = GroupGrid(refit_scales(weight, apart - grid.zeros[:, :, None], grid.scales, given.gram), grid.zeros)
+    if refit:
+        grid = GroupGrid(refit_scales(weight, apart - grid.zeros[:, :, None], grid.scales, given.gram), grid.zeros)
     return stored_weight(back, grid), decode(apart, grid).reshape(weight.shape)
 
 
@@ -100,9 +122,24 @@ def refit_scales(weight: Tensor, steps: Tensor, scales: Tensor, gram: Tensor) ->
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """Upper U with UᵀU = gram⁻¹; inputs never seen count as independent and small, by the damping."""
-    lower, failed = torch.linalg.cholesky_ex(gram)
-    if int(failed):
-        raise EdgevlError("the calibration inputs of a linear have no usable second moments; calibrate on more data")
-    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return factor
+    """Upper U with UᵀU = gram⁻¹, in the place of `gram`. With gram = V·Vᵀ and V upper, it is V⁻¹."""
+    spans = [slice(i, min(i + _BLOCK, len(gram))) for i in range(0, len(gram), _BLOCK)]
+    for i in reversed(range(len(spans))):
+        span, before = spans[i], slice(0, spans[i].start)
+        lower, failed = torch.linalg.cholesky_ex(gram[span, span].flip(0, 1))
+        if int(failed):
+            raise EdgevlError(
+                "the calibration inputs of a linear have no usable second moments; calibrate on more data"
+            )
+        corner = gram[span, span] = lower.flip(0, 1)
+        panel = torch.linalg.solve_triangular(corner.T, gram[before, span], upper=False, left=False)
+        gram[before, span] = panel
+        for other in spans[:i]:  # what is above the diagonal; below it nothing is read
+            gram[: other.stop, other] -= panel[: other.stop] @ panel[other].T
+    for i, span in enumerate(spans):
+        one = torch.eye(span.stop - span.start, device=gram.device)
+        gram[span, span] = corner = torch.linalg.solve_triangular(gram[span, span], one, upper=True)
+        above = gram[: span.start, span] @ corner
+        for rows in spans[:i]:
+            gram[rows, span] = -(gram[rows, rows.start : span.start] @ above[rows.start :])
+    return gram.triu_()

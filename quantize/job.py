@@ -111,7 +111,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
                 _one_block(checkpoint, table, run, settings, partial, progress, len(tables))
                 checkpoint.release()
         tuning = None
-        if settings.effort == "best":
+        if settings.chosen.tune:
             with watch.stage("tune"), torch.inference_mode(mode=False):
                 tuning = tune(checkpoint, tables, partial, every, settings.device, progress)
             if tuning.kept and run.judged is not None:
@@ -217,6 +217,7 @@ def _one_block(
         judged_chunk = max(1, chunk * hidden.shape[1] // judged.shape[2])
         run_block(config, layer, floats, judged[0], judged_chunk, judged[0], device)
     tick("search")
+    seen_channels = {group.name: channels(group, tensors, seen) for group in table.groups}
 
     def store_as(name: str, tensor: Tensor) -> Tensor:
         if checkpoint.spec(name).dtype in ("F32", "F64"):
@@ -227,9 +228,7 @@ def _one_block(
         return input_gram(config, layer, JoinedTensors(table.parts, values), hidden, chunk, part, device)
 
     scheme = Scheme(settings.group_size, settings.scheme == "sym")
-    result = quantize_block(
-        config, table, tensors, seen, scheme, store_as, tick, None if settings.effort == "fast" else gram_of
-    )
+    result = quantize_block(config, table, tensors, seen, scheme, store_as, tick, gram_of, settings.chosen)
     _check_stored(result)
     values = JoinedTensors(table.parts, result.values)
     run_block(config, layer, values, hidden, chunk, hidden, device)
@@ -245,7 +244,7 @@ def _one_block(
         "layer": layer,
         "error": error,
         **result.report(),
-        "channels": {group.name: channels(group, tensors, seen) for group in table.groups},
+        "channels": seen_channels,
         "seconds": round(time.monotonic() - started, 2),
     }
     partial.save_block(layer, result.linears, _changed(checkpoint, result), report)

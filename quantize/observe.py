@@ -142,8 +142,7 @@ def input_gram(
     def observe(name: str, x: Tensor) -> None:
         nonlocal total
         if name == part:
-            squares = x.T @ x
-            total = squares if total is None else total.add_(squares)
+            total = x.T @ x if total is None else total.addmm_(x.T, x)
             raise _Enough
 
     ops = TorchOps(weights, hidden.shape[1], observe)
@@ -153,7 +152,7 @@ def input_gram(
         with suppress(_Enough):
             decoder_block(ops, config, x.reshape(-1, x.shape[2]).to(device), step, layer)
     assert total is not None, part
-    return total / (hidden.shape[0] * hidden.shape[1])
+    return total.div_(hidden.shape[0] * hidden.shape[1])
 
 
 class _Enough(Exception):  # noqa: N818

@@ -11,7 +11,22 @@ from edgevl.models.names import text_parts
 
 GROUP_SIZES = (128, 64, 32)
 TUNED = 4  # times as many sequences are tuned on as scales and clips are searched on
-EFFORTS = ("fast", "balanced", "best")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What quantization is made of; an effort is one of these, and an ablation leaves things out."""
+
+    scales: bool = True  # AWQ's, by activations
+    weight_aware: bool = True  # and by activations and weights
+    value_scale: bool = True  # v -> o under GQA
+    clip: bool = True
+    feedback: bool = True  # rounding that makes up for its errors
+    refit: bool = True  # scales fitted again to the codes
+    tune: bool = False  # scales and norms tuned end to end
+
+
+EFFORTS = {"fast": Recipe(feedback=False, refit=False), "balanced": Recipe(), "best": Recipe(tune=True)}
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class QuantizeSettings:
     max_activations: int = 2 << 30  # bytes of calibration activations held in memory; more go to the disk
     measure: bool = True  # also carry a held-out text along, and compare both models on it at the end
     resume: bool = False
+    recipe: Recipe | None = None  # None: the effort's
 
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
@@ -37,9 +53,9 @@ class QuantizeSettings:
         if self.scheme not in ("asym", "sym"):
             raise UsageError(f"--scheme {self.scheme} does not exist; choose asym or sym")
         if self.effort not in EFFORTS:
-            raise UsageError(
-                f"--effort {self.effort} does not exist; choose {', '.join(EFFORTS[:-1])} or {EFFORTS[-1]}"
-            )
+            raise UsageError(f"--effort {self.effort} does not exist; choose {', '.join(EFFORTS)}")
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", EFFORTS[self.effort])
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"--device {self.device} cannot be used; choose cpu or cuda")
         if self.samples < 1:
@@ -50,7 +66,13 @@ class QuantizeSettings:
     @property
     def drawn(self) -> int:
         """Calibration sequences that are drawn: tuning takes more than the search for scales and clips."""
-        return TUNED * self.samples if self.effort == "best" else self.samples
+        return TUNED * self.samples if self.chosen.tune else self.samples
+
+    @property
+    def chosen(self) -> Recipe:
+        """The recipe that is followed."""
+        assert self.recipe is not None
+        return self.recipe
 
     def that_matter(self) -> dict[str, Any]:
         """The settings that decide the result; an unfinished run may only be continued with the same."""

@@ -19,6 +19,7 @@ from edgevl.errors import EdgevlError, UsageError
 from edgevl.models.names import text_parts
 from edgevl.safetensors_file import SafetensorsFile
 from edgevl.weights import FloatWeight, Int4Weight, dequantize, quantize_int4
+from quantize import rounding
 from quantize.awq import quantize_block
 from quantize.feedback import feedback, refit_scales, round_with_feedback
 from quantize.groups import block_table
@@ -47,7 +48,8 @@ def test_rounding_without_a_clip_is_the_numpy_twin(symmetric: bool, group_size: 
     for field in ("codes", "scales", "zeros"):
         assert np.array_equal(getattr(found, field), getattr(wanted, field)), field
     assert np.array_equal(stands_for.numpy(), dequantize(wanted))
-    assert np.array_equal(fake_quantize(torch.from_numpy(values), Scheme(group_size, symmetric)).numpy(), stands_for)
+    unscaled = fake_quantize(torch.from_numpy(values), Scheme(group_size, symmetric))
+    assert np.array_equal(unscaled.numpy(), stands_for)
 
 
 def test_a_clip_shrinks_the_range_and_saturates() -> None:
@@ -99,7 +101,7 @@ def test_awq_beats_round_to_nearest_where_channels_stick_out(symmetric: bool) ->
     config, block, hidden = block_with_outliers(Sizes(hidden=128, ff=256, heads=4, kv_heads=2))
     scheme = Scheme(64, symmetric)
     table = block_table(config, 0)
-    result = quantize_block(config.text, table, block, observed(config, block, hidden, 64), scheme, keep_f32)
+    result = quantize_block(config.text, table, dict(block), observed(config, block, hidden, 64), scheme, keep_f32)
     rounded = {n: fake_quantize(t, scheme) if t.ndim == 2 else t for n, t in block.items()}
     held_out = torch.from_numpy(np.random.RandomState(6).standard_normal((4, 64, 128)).astype(np.float32))
     wanted = output(config, block, held_out)
@@ -133,7 +135,7 @@ def test_scales_alone_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = output(config, block, hidden)
     # a norm that is stored in f16 costs nothing, because the columns take what its rounding left; v's bias does
     for store_as, tolerance in ((keep_f32, 2e-5), (lambda _, tensor: tensor.half().float(), 1e-3)):
-        result = awq.quantize_block(config.text, block_table(config, 0), block, seen, Scheme(32, False), store_as)
+        result = awq.quantize_block(config.text, block_table(config, 0), dict(block), seen, Scheme(32, False), store_as)
         assert {g.scale for g in result.groups} != {"none"}
         gap = (output(config, result.values, hidden) - wanted).abs().max() / wanted.abs().max()
         assert gap < tolerance, gap
@@ -318,13 +320,40 @@ def test_feedback_loses_less_output(group_size: int, symmetric: bool, k: int) ->
     errors = []
     for stored, values in (
         round_weight(weight, scheme, clip),
-        round_with_feedback(weight, scheme, clip, feedback(gram)),
+        round_with_feedback(weight, scheme, clip, feedback(gram.clone())),
     ):
         lost = values - weight
         errors.append(float(((lost @ gram) * lost).sum()))
         assert np.array_equal(dequantize(stored), values.numpy())
         assert not symmetric or (stored.zeros == 8).all()
     assert errors[1] < 0.5 * errors[0], errors
+
+
+@pytest.mark.parametrize("k", [96, 512, 1200])
+@torch.inference_mode()
+def test_the_factor_of_the_inverse(k: int) -> None:
+    """UᵀU = (damped gram)⁻¹ with U upper, whatever the number of blocks that it is made in."""
+    gram, _ = gram_and_weight(k, 1, k)
+    given = feedback(gram)
+    upper = given.factor.double()
+    wanted = given.gram.double()[given.order][:, given.order]
+    assert torch.equal(upper, upper.triu())
+    assert torch.allclose(upper.T @ upper @ wanted, torch.eye(k, dtype=torch.float64), atol=2e-3)
+
+
+@torch.inference_mode()
+def test_rows_in_slices_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram, weight = gram_and_weight(5, 40, 96)
+    scheme = Scheme(32, False)
+    given = feedback(gram)
+    scale = torch.rand(96) + 0.5
+    low = torch.full((40, 3), 0.9)
+    whole = round_with_feedback(weight, scheme, (low, low), given), fake_quantize(weight, scheme, scale)
+    monkeypatch.setattr(rounding, "_FLOATS", 7 * 96)
+    sliced = round_with_feedback(weight, scheme, (low, low), given), fake_quantize(weight, scheme, scale)
+    for field in ("codes", "scales", "zeros"):
+        assert np.array_equal(getattr(whole[0][0], field), getattr(sliced[0][0], field))
+    assert torch.equal(whole[0][1], sliced[0][1]) and torch.equal(whole[1], sliced[1])
 
 
 @torch.inference_mode()
@@ -393,6 +422,6 @@ def test_a_block_rounded_with_feedback_is_nearer() -> None:
 
     errors = []
     for given in (None, gram_of):
-        result = quantize_block(config.text, table, block, seen, scheme, keep_f32, gram_of=given)
+        result = quantize_block(config.text, table, dict(block), seen, scheme, keep_f32, gram_of=given)
         errors.append(float((output(config, result.values, hidden) - wanted).square().mean()))
     assert errors[1] < 0.8 * errors[0], errors
