@@ -35,7 +35,7 @@ from quantize.budget import check_disk, check_writing, estimate, sequences_at_on
 from quantize.check import check_weights
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable, block_table
-from quantize.measure import HELD_OUT, compare_states, text_tokens
+from quantize.measure import HELD_OUT, compare_states, last_hidden, text_tokens
 from quantize.observe import input_gram, observe_block, run_block
 from quantize.output import write_output
 from quantize.part_tensors import JoinedTensors, to_torch
@@ -114,14 +114,15 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         if settings.chosen.tune:
             with watch.stage("tune"), torch.inference_mode(mode=False):
                 tuning = tune(checkpoint, tables, partial, every, settings.device, progress)
-            if tuning.kept and run.judged is not None:
-                run.judged[1] = tuned_output(checkpoint, tables, partial, ids, settings.device)
         quality = None
         if run.judged is not None:
             with watch.stage("measure"):
-                quality = compare_states(
-                    checkpoint, checkpoint, list(run.judged), torch.tensor(ids), settings.device, progress
-                )
+                held_out = [calibration.Sample(tuple(row)) for row in ids]
+                states, own = list(run.judged), run.activations.hidden[:_JUDGED]
+                if tuning is not None and tuning.kept:
+                    states[1] = tuned_output(checkpoint, tables, partial, held_out, settings.device)
+                    own = tuned_output(checkpoint, tables, partial, samples[:_JUDGED], settings.device)
+                quality = _quality(checkpoint, states, held_out, own, samples[:_JUDGED], settings.device, progress)
         progress("writing", 0, 1)
         with watch.stage("writing"), staging_directory(out) as stage:
             write_output(checkpoint, tables, partial, stage, settings.group_size)
@@ -133,6 +134,31 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         partial.remove()
     progress("writing", 1, 1)
     return report
+
+
+def _quality(
+    checkpoint: Checkpoint,
+    states: list[Tensor],
+    held_out: list[calibration.Sample],
+    own: Tensor,
+    samples: list[calibration.Sample],
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The comparison on held-out text, and mean KL on calibration sequences of the run's own beside it.
+
+    `states`: the original's and the quantized model's last hidden states of the held-out text; `own` (B, S, C): the
+    quantized model's of the samples. How far the two figures lie apart says what the choice of samples did.
+    """
+    quality = compare_states(checkpoint, checkpoint, states, _ids(held_out), device, progress).to_json()
+    wanted = last_hidden(checkpoint, samples, device, lambda d, n: progress("the original", d, n))
+    seen = compare_states(checkpoint, checkpoint, [wanted, own], _ids(samples), device, progress)
+    return {**quality, "text": "edgevl's held-out text", "kl_on_calibration": seen.kl}
+
+
+def _ids(samples: list[calibration.Sample]) -> Tensor:
+    """(B, S); an image's tokens count as token 0, since only KL is asked of them."""
+    return torch.tensor([sample.token_ids for sample in samples]).clamp(min=0)
 
 
 def _finished(checkpoint: Checkpoint, out: Path, partial: Partial, settings: QuantizeSettings) -> dict[str, Any] | None:

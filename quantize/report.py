@@ -24,7 +24,6 @@ from edgevl.checkpoint import Checkpoint
 from edgevl.errors import UsageError
 from edgevl.files import atomic_file, sha256_file
 from quantize.groups import BlockTable, ScaleGroup
-from quantize.measure import Comparison
 from quantize.observe import Observations
 from quantize.output import KEPT
 from quantize.report_page import Picture, draw_page
@@ -60,10 +59,10 @@ def make_report(
     checkpoint: Checkpoint,
     folder: Path,
     blocks: list[dict[str, Any]],
-    quality: Comparison | None,
+    quality: dict[str, Any] | None,
     facts: Facts,
 ) -> dict[str, Any]:
-    """report.json of the checkpoint that lies in `folder`."""
+    """report.json of the checkpoint that lies in `folder`; `quality` is what was measured."""
     regions = ("vision", "projector", "embed", "head") if checkpoint.config.vision else ("embed", "head")
     seen = {block["layer"]: block.pop("channels") for block in blocks}
     ranked = sorted(((g["error_chosen"], b["layer"], g["group"]) for b in blocks for g in b["groups"]), reverse=True)
@@ -81,7 +80,7 @@ def make_report(
         "quantized": "q, k, v, o, gate, up and down projections of every decoder block",
         "kept": {KEPT[region][0]: KEPT[region][1] for region in regions},
         "error": float(np.mean([block["error"] for block in blocks])),
-        "quality": None if quality is None else {**quality.to_json(), "text": "edgevl's held-out text"},
+        "quality": quality,
         "blocks": blocks,
         "worst": worst,
         "bytes": {
@@ -95,6 +94,7 @@ def make_report(
             "estimated_bytes": facts.estimate,
             "interpreter_bytes": facts.watch.base,
             "peak_own_bytes": facts.watch.own_peak,
+            "peak_own_bytes_by_stage": dict(facts.watch.peaks),
             "peak_resident_bytes": facts.watch.peak,
         },
         "machine": {

@@ -60,8 +60,9 @@ def draw_page(report: dict[str, Any], pictures: list[Picture]) -> str:
             "errors": _svg(lambda axes: _errors(axes[0, 0], blocks), (1, 1), 3.2),
             "groups": _svg(lambda axes: _groups(axes, blocks), (1, 4), 2.4),
             "scales": _svg(lambda axes: _scales(axes[0, 0], blocks), (1, 1), 3.0),
-            "clips": _svg(lambda axes: _clips(axes[0, 0], blocks), (1, 1), 3.0),
         }
+        if blocks[0]["clips"]:
+            plots["clips"] = _svg(lambda axes: _clips(axes[0, 0], blocks), (1, 1), 3.0)
     by_place = {(p.layer, p.group): p for p in pictures}
     worst = []
     for entry in report["worst"]:

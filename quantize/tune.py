@@ -276,10 +276,10 @@ class _Network:
 
 
 def tuned_output(
-    checkpoint: Checkpoint, tables: list[BlockTable], partial: Partial, ids: list[list[int]], device: str = "cpu"
+    checkpoint: Checkpoint, tables: list[BlockTable], partial: Partial, samples: list[Sample], device: str = "cpu"
 ) -> Tensor:
-    """(B, S, C): what leaves the last tuned block, for B texts of S tokens."""
-    hidden = embed_samples(checkpoint, [Sample(tuple(row)) for row in ids], device)
+    """(B, S, C): what leaves the last tuned block, for B samples of S tokens."""
+    hidden = embed_samples(checkpoint, samples, device)
     for table in tables:
         block, values = partial.final_block(table.layer), {}
         for part in table.parts:

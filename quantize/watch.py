@@ -14,12 +14,16 @@ _EVERY = 0.05  # seconds between two looks
 
 
 class Watch:
-    """A context; `own_peak` is what the process held without mapped files, which the system can take back."""
+    """A context; `own_peak` is what the process held without mapped files, which the system can take back.
+
+    Stages do not nest.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.own_peak = 0
+        self.peaks: dict[str, int] = {}  # bytes of its own at most, by stage
         self.base = own_bytes()  # of the interpreter and its libraries, before any work
+        self._stage = "start"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -34,11 +38,16 @@ class Watch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the seconds of a stage."""
-        began = time.monotonic()
+        began, self._stage = time.monotonic(), name
         try:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 2)
+
+    @property
+    def own_peak(self) -> int:
+        """The most bytes at any time."""
+        return max(self.peaks.values(), default=0)
 
     @property
     def peak(self) -> int:
@@ -47,7 +56,7 @@ class Watch:
 
     def _look(self) -> None:
         while True:
-            self.own_peak = max(self.own_peak, own_bytes())
+            self.peaks[self._stage] = max(self.peaks.get(self._stage, 0), own_bytes())
             if self._over.wait(_EVERY):
                 return
 

@@ -134,7 +134,7 @@ def _ask_both(
             def asked(done: int, stage: str = f"{which} pictures") -> None:
                 move(stage, done, len(pictures))
 
-            given = _ask(engine, pictures, asked)
+            given = ask(engine, pictures, asked)
             del engine
         found.append(score((q.task, q.answer, text) for q, text in given))
         lines += [
@@ -143,7 +143,7 @@ def _ask_both(
     return list(zip(*found, strict=True)), lines
 
 
-def _ask(engine: Engine, pictures: Pictures, move: Callable[[int], None]) -> list[tuple[Question, str]]:
+def ask(engine: Engine, pictures: Pictures, move: Callable[[int], None]) -> list[tuple[Question, str]]:
     from edgevl.engine import Request, Result
     from edgevl.image import load_image
     from edgevl.prompt import Message
