@@ -20,14 +20,17 @@ FILE = "activations.tmp"
 
 
 class Activations:
-    """`hidden` (B, S, C) f32 on the CPU, in memory if it takes at most `limit` bytes, else in `folder`."""
+    """`paths` (P, B, S, C) f32 on the CPU, in memory if it takes at most `limit` bytes, else in `folder`.
 
-    def __init__(self, shape: tuple[int, int, int], limit: int, folder: Path) -> None:
+    The first of the P paths is that of the quantized blocks, the second, if there is one, that of the float blocks.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], limit: int, folder: Path) -> None:
         """Raises `EdgevlError` when the disk cannot hold them."""
         size = math.prod(shape) * 4
         self._map: mmap.mmap | None = None
         if size <= limit:
-            self.hidden = torch.empty(shape)
+            self.paths = torch.empty(shape)
             return
         path = folder / FILE
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -42,7 +45,12 @@ class Activations:
             ) from problem
         finally:
             os.close(handle)
-        self.hidden = torch.from_numpy(np.frombuffer(self._map, np.float32).reshape(shape))
+        self.paths = torch.from_numpy(np.frombuffer(self._map, np.float32).reshape(shape))
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """(B, S, C): what enters the quantized block in hand."""
+        return self.paths[0]
 
     @property
     def on_disk(self) -> bool:

@@ -66,6 +66,7 @@ class BlockResult:
     linears: dict[str, Int4Weight]
     changed: dict[str, Tensor]  # norms and biases with scales folded in, rounded as they will be stored
     values: dict[str, Tensor]  # every tensor of the block as the quantized model computes with it
+    floats: dict[str, Tensor]  # each linear's weight before rounding, scales folded in
     groups: list[GroupReport] = field(default_factory=list)
     clips: list[ClipReport] = field(default_factory=list)
 
@@ -102,7 +103,7 @@ def quantize_block(
     the parts before included.
     """
     now = tensors
-    result = BlockResult({}, {}, now)
+    result = BlockResult({}, {}, now, {})
     divisors: dict[str, Tensor] = {}
     for group in table.groups:
         # later groups measure no linear that an earlier one changed, so what is in `now` is still the original
@@ -124,6 +125,8 @@ def quantize_block(
         given = feedback(gram_of(joined.name, now)) if gram_of is not None and recipe.feedback else None
         for linear in joined.sources:
             name = f"{linear}.weight"
+            if recipe.reconstruct:
+                result.floats[linear] = now[name]
             if given is None:
                 result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
             else:

@@ -40,6 +40,7 @@ from quantize.observe import input_gram, observe_block, run_block
 from quantize.output import write_output
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
+from quantize.reconstruct import reconstruct
 from quantize.report import REPORT, Facts, channels, make_report, pictured, read_report, write_report
 from quantize.report_page import check_plots
 from quantize.rounding import Scheme
@@ -92,12 +93,14 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         if done == 0:
             with watch.stage("check"):
                 check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
-        shape = (settings.samples, settings.length, checkpoint.config.text.hidden_size)
+        paths = 2 if settings.chosen.reconstruct else 1
+        shape = (paths, settings.samples, settings.length, checkpoint.config.text.hidden_size)
         run = _Run(Activations(shape, settings.max_activations, partial.folder), None)
         with watch.stage("calibration"):
             if done == 0:
                 progress("calibration", 0, 1)
                 embed_samples(checkpoint, samples, settings.device, run.activations.hidden)
+                run.activations.paths[1:] = run.activations.hidden
                 if not torch.isfinite(run.activations.hidden).all():
                     raise CheckpointError(f"{checkpoint.path} gives infinite or undefined embeddings; fetch it again")
                 if ids:
@@ -105,7 +108,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
                     run.judged = torch.stack([judged, judged])
                 progress("calibration", 1, 1)
             else:
-                run.judged = partial.load_hidden(done, run.activations.hidden)
+                run.judged = partial.load_hidden(done, run.activations.paths)
         with watch.stage("blocks"):
             for table in tables[done:]:
                 _one_block(checkpoint, table, run, settings, partial, progress, len(tables))
@@ -213,7 +216,7 @@ def _one_block(
     config, layer, device = checkpoint.config.text, table.layer, settings.device
     hidden, judged = run.activations.hidden, run.judged
     started = time.monotonic()
-    steps = len(table.groups) + 4  # observe, the groups, clip, round, run
+    steps = len(table.groups) + 5  # observe, the groups, clip, round, reconstruct, run
     count = layer * steps
 
     def tick(what: str) -> None:
@@ -239,6 +242,8 @@ def _one_block(
         wanted,
         device,
     )
+    for float_path in run.activations.paths[1:]:
+        run_block(config, layer, floats, float_path, chunk, float_path, device)
     if judged is not None:
         judged_chunk = max(1, chunk * hidden.shape[1] // judged.shape[2])
         run_block(config, layer, floats, judged[0], judged_chunk, judged[0], device)
@@ -255,6 +260,21 @@ def _one_block(
 
     scheme = Scheme(settings.group_size, settings.scheme == "sym")
     result = quantize_block(config, table, tensors, seen, scheme, store_as, tick, gram_of, settings.chosen)
+    learned = None
+    for float_path in run.activations.paths[1:]:
+        with torch.inference_mode(mode=False):
+            learned = reconstruct(
+                config,
+                table,
+                result,
+                result.floats,
+                hidden,
+                float_path,
+                settings.chosen.reconstruct,
+                settings.seed + layer,
+                device,
+            )
+    tick("reconstruct")
     _check_stored(result)
     values = JoinedTensors(table.parts, result.values)
     run_block(config, layer, values, hidden, chunk, hidden, device)
@@ -270,11 +290,12 @@ def _one_block(
         "layer": layer,
         "error": error,
         **result.report(),
+        "reconstruction": None if learned is None else asdict(learned),
         "channels": seen_channels,
         "seconds": round(time.monotonic() - started, 2),
     }
     partial.save_block(layer, result.linears, _changed(checkpoint, result), report)
-    partial.save_hidden(layer + 1, hidden, judged)
+    partial.save_hidden(layer + 1, run.activations.paths, judged)
     run.activations.release()
     tick(f"error {error:.4f}")
 

@@ -174,7 +174,7 @@ class Partial:
                 path.unlink()
 
     def load_hidden(self, layer: int, into: Tensor) -> Tensor | None:
-        """The hidden states before block `layer` (B, S, C), f32, copied `into`; returns those of the held-out text."""
+        """Copy the hidden states before block `layer` (P, B, S, C), f32, `into`; returns those of the held-out text."""
         file = SafetensorsFile(self._hidden(layer))
         into.copy_(torch.from_numpy(file.array("hidden").copy()))
         return torch.from_numpy(file.array("judged").copy()) if "judged" in file.specs else None

@@ -63,6 +63,8 @@ def draw_page(report: dict[str, Any], pictures: list[Picture]) -> str:
         }
         if blocks[0]["clips"]:
             plots["clips"] = _svg(lambda axes: _clips(axes[0, 0], blocks), (1, 1), 3.0)
+        if blocks[0].get("reconstruction"):
+            plots["reconstruction"] = _svg(lambda axes: _reconstruction(axes[0, 0], blocks), (1, 1), 3.0)
     by_place = {(p.layer, p.group): p for p in pictures}
     worst = []
     for entry in report["worst"]:
@@ -165,6 +167,16 @@ def _clips(axis: Any, blocks: list[dict[str, Any]]) -> None:
     axis.set(xlabel="layer", ylabel="% of the range cut, mean")
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7, ncols=5)
+
+
+def _reconstruction(axis: Any, blocks: list[dict[str, Any]]) -> None:
+    layers, done = [block["layer"] for block in blocks], [block["reconstruction"] for block in blocks]
+    axis.plot(layers, [d["error_before"] for d in done], color=_COLOURS[0], label="as rounded")
+    kept = [d["error_after"] if d["kept"] else d["error_before"] for d in done]
+    axis.plot(layers, kept, color=_COLOURS[1], label="reconstructed")
+    axis.set(xlabel="layer", ylabel="relative error")
+    _logarithmic(axis)
+    axis.legend(fontsize=7)
 
 
 def _worst(entry: dict[str, Any], picture: Picture | None) -> str:

@@ -23,10 +23,15 @@ class Recipe:
     clip: bool = True
     feedback: bool = True  # rounding that makes up for its errors
     refit: bool = True  # scales fitted again to the codes
+    reconstruct: int = 16  # steps in which each block learns to give what the float model has after it
     tune: bool = False  # scales and norms tuned end to end
 
 
-EFFORTS = {"fast": Recipe(feedback=False, refit=False), "balanced": Recipe(), "best": Recipe(tune=True)}
+EFFORTS = {
+    "fast": Recipe(feedback=False, refit=False, reconstruct=0),
+    "balanced": Recipe(),
+    "best": Recipe(reconstruct=100, tune=True),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class QuantizeSettings:
 
     group_size: int | None = None  # Q, in-features; None: the largest that divides every width
     scheme: str = "asym"  # "asym" | "sym"
-    effort: str = "balanced"  # "fast": AWQ; "balanced": rounding makes up for its errors; "best": tuned end to end too
+    effort: str = "balanced"  # "fast": AWQ; "balanced": and rounding learns; "best": longer, and tuned end to end
     calibration: str | None = None  # None: "mixed" for a vision-language model, "text" for a language model
     samples: int = 32  # sequences
     length: int = 512  # tokens of each

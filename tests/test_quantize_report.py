@@ -35,6 +35,8 @@ def test_the_report_says_what_was_done(made: tuple[Path, Path]) -> None:
     assert (used["name"], used["samples"], used["length"], used["pictures"]) == ("mixed", 4, 128, 2)
     assert used["image_tokens"] > 0 and used["sources"]
     for block in report["blocks"]:
+        learned = block["reconstruction"]
+        assert learned["steps"] == 16 and learned["kept"] == (learned["error_after"] < learned["error_before"])
         assert block["error"] > 0 and block["seconds"] > 0 and "channels" not in block
         assert all(group["error_chosen"] <= group["error_rounded"] for group in block["groups"])
     errors = sorted((group["error_chosen"] for block in report["blocks"] for group in block["groups"]), reverse=True)
@@ -71,7 +73,7 @@ def test_the_page_needs_nothing_else(made: tuple[Path, Path]) -> None:
     outside = re.findall(r"""(?:href|src)\s*=\s*["'](?!#|data:)[^"']*|url\((?!#)[^)]*|@import""", page)
     assert outside == []
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(drawings) == 7
+    assert len(drawings) == 8
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     ids = re.findall(r'\bid="([^"]+)"', page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from quantize.groups import block_table
 from quantize.job import _samples, quantize, settle
 from quantize.measure import last_hidden
 from quantize.partial import Partial
-from quantize.settings import QuantizeSettings
+from quantize.settings import EFFORTS, QuantizeSettings
 from test_quantize import StoppedError, contents
 
 FEW = {"samples": 8, "length": 96, "group_size": 32, "calibration": "text", "effort": "best"}
+UNTUNED = QuantizeSettings(**FEW, recipe=replace(EFFORTS["best"], tune=False))
 
 
 def unfinished(path: Path) -> tuple[str, QuantizeSettings]:
@@ -68,21 +70,21 @@ def test_slopes_are_those_of_the_whole_model(tmp_path: Path) -> None:
 def test_it_is_nearer_and_only_scales_and_norms_differ(tmp_path: Path) -> None:
     model = str(tiny_llama(tmp_path / "m"))
     report = quantize(model, tmp_path / "best", QuantizeSettings(**FEW))
-    quantize(model, tmp_path / "balanced", QuantizeSettings(**{**FEW, "effort": "balanced"}))
+    quantize(model, tmp_path / "untuned", UNTUNED)
     assert report["tuning"]["kept"] and report["tuning"]["kl_after"] < 0.97 * report["tuning"]["kl_before"]
-    best, balanced = open_checkpoint(tmp_path / "best"), open_checkpoint(tmp_path / "balanced")
-    changed = {name for name in best.names() if not np.array_equal(best.raw(name)[1], balanced.raw(name)[1])}
+    best, untuned = open_checkpoint(tmp_path / "best"), open_checkpoint(tmp_path / "untuned")
+    changed = {name for name in best.names() if not np.array_equal(best.raw(name)[1], untuned.raw(name)[1])}
     assert changed and all(name.endswith((".scales", "layernorm.weight")) for name in changed)
     assert all(np.isfinite(best.array(name)).all() and (best.array(name) > 0).all() for name in changed)
 
 
 def test_what_does_not_gain_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(tiny_llama(tmp_path / "m"))
-    quantize(model, tmp_path / "balanced", QuantizeSettings(**{**FEW, "effort": "balanced"}))
+    quantize(model, tmp_path / "untuned", UNTUNED)
     monkeypatch.setattr(tuning, "_RATE", 3.0)
     report = quantize(model, tmp_path / "best", QuantizeSettings(**FEW))
     assert not report["tuning"]["kept"]
-    before, after = contents(tmp_path / "balanced"), contents(tmp_path / "best")
+    before, after = contents(tmp_path / "untuned"), contents(tmp_path / "best")
     assert before["model.safetensors"] == after["model.safetensors"]
 
 

@@ -1,0 +1,110 @@
+"""Reconstruction of a block: what it learns, where it starts from, and that nothing is kept that does not gain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints import Sizes
+from edgevl.weights import dequantize
+from quantize import reconstruct as module
+from quantize.awq import BlockResult, quantize_block
+from quantize.groups import BlockTable, block_table
+from quantize.observe import run_block
+from quantize.part_tensors import JoinedTensors
+from quantize.reconstruct import reconstruct
+from quantize.rounding import Scheme
+from quantize.settings import Recipe
+from test_quantize import block_with_outliers, keep_f32, observed, output
+
+ROUNDED = Recipe(False, False, False, False, False, False, 1)
+
+
+class Case:
+    """A block rounded to nearest, the hidden states before it, somewhat off, and the float path's after it."""
+
+    def __init__(self, symmetric: bool = False) -> None:
+        self.config, self.block, plain = block_with_outliers(Sizes(hidden=64, ff=128, heads=4, kv_heads=2))
+        self.table: BlockTable = block_table(self.config, 0)
+        self.wanted = output(self.config, self.block, plain)
+        noise = torch.from_numpy(np.random.RandomState(9).standard_normal(plain.shape).astype(np.float32))
+        self.hidden = plain + 0.05 * noise
+        seen = observed(self.config, self.block, self.hidden, 32)
+        scheme = Scheme(32, symmetric)
+        self.result: BlockResult = quantize_block(
+            self.config.text, self.table, dict(self.block), seen, scheme, keep_f32, recipe=ROUNDED
+        )
+
+    def learn(self, steps: int, seed: int = 0) -> module.Reconstruction:
+        floats = dict(self.result.floats)
+        return reconstruct(self.config.text, self.table, self.result, floats, self.hidden, self.wanted, steps, seed)
+
+    def error(self) -> float:
+        found = torch.empty_like(self.hidden)
+        values = JoinedTensors(self.table.parts, self.result.values)
+        run_block(self.config.text, 0, values, self.hidden, 3, found, "cpu")
+        return float((found - self.wanted).square().mean())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_block_comes_nearer_to_the_float_path(symmetric: bool) -> None:
+    case = Case(symmetric)
+    before, zeros = case.error(), {name: w.zeros.copy() for name, w in case.result.linears.items()}
+    done = case.learn(60)
+    assert done.kept and done.error_after < 0.8 * done.error_before
+    assert case.error() < 0.9 * before
+    for name, weight in case.result.linears.items():
+        assert np.array_equal(weight.zeros, zeros[name]), "zeros stay, so a symmetric block stays symmetric"
+        assert np.array_equal(dequantize(weight), case.result.values[f"{name}.weight"].numpy()), "what is stored runs"
+        assert (weight.scales > 0).all()
+
+
+def test_it_begins_with_the_codes_that_are_there() -> None:
+    """Codes that rounding with feedback moved away from the nearest are where learning starts, not undone by it."""
+    case = Case()
+    name = next(iter(case.result.linears))
+    weight = case.result.linears[name]
+    moved = (weight.codes.astype(int) + 1).clip(0, 15).astype(np.uint8)
+    begun = module._begin(type(weight)(moved, weight.scales, weight.zeros), case.result.floats[name])
+    assert np.array_equal(begun.codes().flatten(1).numpy(), moved)
+    assert (begun.place - begun.codes()).abs().max() < 0.5
+
+
+def test_the_same_seed_learns_the_same() -> None:
+    codes = []
+    for seed in (3, 3, 4):
+        case = Case()
+        case.learn(8, seed)
+        codes.append(b"".join(weight.codes.tobytes() for weight in case.result.linears.values()))
+    assert codes[0] == codes[1]
+
+
+def test_what_does_not_gain_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    before = {name: weight.codes.copy() for name, weight in case.result.linears.items()}
+    monkeypatch.setattr(module, "_REACH", 300.0)
+    done = case.learn(4)
+    assert not done.kept and done.error_after > done.error_before
+    assert all(np.array_equal(case.result.linears[name].codes, codes) for name, codes in before.items())
+
+
+def test_a_token_with_huge_states_does_not_decide_alone() -> None:
+    """Errors are relative to each token: a token a thousand times as large changes the gain of the others little."""
+    gains = []
+    for factor in (1.0, 1000.0):
+        case = Case()
+        case.hidden[:, 0] *= factor
+        case.wanted[:, 0] *= factor
+        start = case.result.values
+        found = torch.empty_like(case.hidden)
+        errors = []
+        for _ in range(2):
+            values = JoinedTensors(case.table.parts, case.result.values)
+            run_block(case.config.text, 0, values, case.hidden, 3, found, "cpu")
+            errors.append(float((found - case.wanted)[:, 1:].square().mean()))
+            if len(errors) == 1:
+                case.learn(40)
+        assert case.result.values is start
+        gains.append(errors[1] / errors[0])
+    assert gains[0] < 0.95 and gains[1] < 0.95, gains
