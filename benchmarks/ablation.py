@@ -30,20 +30,18 @@ from quantize.settings import EFFORTS, QuantizeSettings, Recipe
 
 _CONTEXT = 2048  # tokens; no question about a picture needs more
 _BALANCED = EFFORTS["balanced"]
-_ROUNDED = Recipe(False, False, False, False, False, False, 0)
+_ROUNDED = Recipe(False, False, False, False, 0)
 INGREDIENTS = {
     "round to nearest": _ROUNDED,
     "+ scales by activations": replace(_ROUNDED, scales=True),
     "+ scales by weights too": replace(_ROUNDED, scales=True, weight_aware=True),
     "+ v -> o": replace(_ROUNDED, scales=True, weight_aware=True, value_scale=True),
     "+ clips: fast": EFFORTS["fast"],
-    "+ rounding with feedback": replace(_BALANCED, refit=False, reconstruct=0),
-    "+ scales fitted again": replace(_BALANCED, reconstruct=0),
     "+ blocks reconstructed: balanced": _BALANCED,
     "balanced without v -> o": replace(_BALANCED, value_scale=False),
     "balanced without clips": replace(_BALANCED, clip=False),
     "balanced without AWQ scales": replace(_BALANCED, scales=False),
-    "more steps": replace(EFFORTS["best"], tune=False),
+    "more steps": replace(EFFORTS["best"], tune=0),
     "+ tuned end to end: best": EFFORTS["best"],
 }
 CALIBRATIONS = ("text", "image-text", "mixed", "self")

@@ -3,8 +3,7 @@
 Source: Lin et al. 2023, "AWQ: Activation-aware Weight Quantization" (arXiv 2306.00978); the grouped-query rule for
 v -> o averages the scale over the query heads that share a KV head. What is different here: candidates are first tried
 on few tokens and the best of them on more, and clips are chosen by the second moments of *all* calibration tokens,
-which give the exact squared error of every row and group without keeping the tokens; and the scaled, clipped weights
-are rounded with feedback (`quantize.feedback`).
+which give the exact squared error of every row and group without keeping the tokens.
 
 Knows one block in memory; `quantize.job` streams the blocks and keeps the hidden states.
 """
@@ -21,7 +20,6 @@ from torch import Tensor
 from edgevl.config import TextConfig
 from edgevl.errors import EdgevlError
 from edgevl.weights import Int4Weight
-from quantize.feedback import feedback, round_with_feedback
 from quantize.groups import BlockTable, ScaleGroup
 from quantize.observe import Observations
 from quantize.part_tensors import JoinedTensors
@@ -34,7 +32,6 @@ _FINALISTS = 6  # of the candidates tried on few tokens, those tried again on al
 _SHRINKS = 10  # steps of 5 % of the range: 0..45 %
 
 
-GramOf = Callable[[str, dict[str, Tensor]], Tensor]
 _ALL = Recipe()
 
 
@@ -67,6 +64,7 @@ class BlockResult:
     changed: dict[str, Tensor]  # norms and biases with scales folded in, rounded as they will be stored
     values: dict[str, Tensor]  # every tensor of the block as the quantized model computes with it
     floats: dict[str, Tensor]  # each linear's weight before rounding, scales folded in
+    places: dict[str, Tensor] = field(default_factory=dict)  # and where it lies between the codes after reconstruction
     groups: list[GroupReport] = field(default_factory=list)
     clips: list[ClipReport] = field(default_factory=list)
 
@@ -90,24 +88,22 @@ def quantize_block(
     scheme: Scheme,
     store_as: Callable[[str, Tensor], Tensor],
     tick: Callable[[str], None] = lambda _: None,
-    gram_of: GramOf | None = None,
     recipe: Recipe = _ALL,
+    coarse: bool = False,
 ) -> BlockResult:
-    """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them.
+    """Quantize one block. `tensors` by checkpoint names, f32; `seen` was collected with them. `coarse`: see `TorchOps`.
 
     The mapping is used up: its tensors give way, one after the other, to those that the quantized block computes with.
 
     `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called after
-    each of the table's groups, after the clips and after the rounding. With `gram_of(part, tensors)`, which gives the
-    mean of x·xᵀ of a part's inputs when the block computes with `tensors`, rounding makes up for its errors, those of
-    the parts before included.
+    each of the table's groups, after the clips and after the rounding.
     """
     now = tensors
     result = BlockResult({}, {}, now, {})
     divisors: dict[str, Tensor] = {}
     for group in table.groups:
         # later groups measure no linear that an earlier one changed, so what is in `now` is still the original
-        best, report = _search_scale(config, table, group, now, seen, scheme, recipe)
+        best, report = _search_scale(config, table, group, now, seen, scheme, recipe, coarse)
         result.groups.append(report)
         if best.kind != "none":
             divisors[group.input_part] = _fold(config, group, best.scale, now, result.changed, store_as)
@@ -119,20 +115,11 @@ def quantize_block(
             clips[linear], clip_report = _search_clip(linear, now[f"{linear}.weight"], moments, scheme)
             result.clips.append(clip_report)
     tick("clip")
-    for joined in table.parts:
-        if joined.kind != "linear":
-            continue
-        given = feedback(gram_of(joined.name, now)) if gram_of is not None and recipe.feedback else None
-        for linear in joined.sources:
-            name = f"{linear}.weight"
-            if recipe.reconstruct:
-                result.floats[linear] = now[name]
-            if given is None:
-                result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
-            else:
-                result.linears[linear], now[name] = round_with_feedback(
-                    now[name], scheme, clips.get(linear), given, recipe.refit
-                )
+    for linear in table.linears:
+        name = f"{linear}.weight"
+        if recipe.reconstruct or recipe.tune:
+            result.floats[linear] = now[name]
+        result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
     tick("round")
     return result
 
@@ -148,11 +135,12 @@ def _search_scale(
     seen: Observations,
     scheme: Scheme,
     recipe: Recipe,
+    coarse: bool,
 ) -> tuple[_Candidate, GroupReport]:
     """The candidate of least output error, measured on the sample; the first candidate is no scale at all."""
     candidates = list(_candidates(config, group, tensors, seen, scheme.group_size, recipe))
-    trial = _measure(config, table, group, tensors, seen.trial[group.input_part], scheme)
-    full = _measure(config, table, group, tensors, seen.sample[group.input_part], scheme)
+    trial = _measure(config, table, group, tensors, seen.trial[group.input_part], scheme, coarse)
+    full = _measure(config, table, group, tensors, seen.sample[group.input_part], scheme, coarse)
     order = sorted(range(1, len(candidates)), key=lambda i: (trial(candidates[i].scale), i))
     errors = {i: full(candidates[i].scale) for i in (0, *order[:_FINALISTS])}
     if not torch.isfinite(torch.tensor(errors[0])):
@@ -212,10 +200,11 @@ def _measure(
     tensors: dict[str, Tensor],
     x: Tensor,
     scheme: Scheme,
+    coarse: bool,
 ) -> Callable[[Tensor], float]:
     """A function from a scale (K,) to the relative output error on the inputs x (B, S, K); infinite if not finite."""
     trial = dict(tensors)
-    ops = TorchOps(JoinedTensors(table.parts, trial), x.shape[1])
+    ops = TorchOps(JoinedTensors(table.parts, trial), x.shape[1], coarse=coarse)
     step = batch_step(torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device))
     rows = x.reshape(-1, x.shape[2])
 

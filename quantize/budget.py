@@ -12,13 +12,17 @@ from edgevl.errors import UsageError
 from quantize.groups import block_table
 from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
+from quantize.reconstruct import STEP_TOKENS
 from quantize.self_text import memory_needed
-from quantize.settings import QuantizeSettings
+from quantize.settings import GROUP_SIZES, QuantizeSettings
+from quantize.torch_ops import coarse_pays
+from quantize.tune import BATCH
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
 _SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
 _LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
+_TUNED_LOGITS = 6 * 256  # f32 numbers of a token that tuning's loss holds of 256 rows at once
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
 
@@ -28,12 +32,17 @@ def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
     at_ease = max(1, min(settings.samples, _AT_EASE // each))
     if settings.max_memory is None:
         return at_ease
-    if max(fixed + each, _scoring(config, settings)) > settings.max_memory:
-        needed = max(fixed + each, _scoring(config, settings))
-        way = "raise it or lower --samples" if needed == fixed + each else "raise it or add --no-measure"
+    needs = {
+        "lower --samples": fixed + each,
+        "lower --samples, or choose --effort fast": _reconstructing(config, settings),
+        "choose --effort balanced": _tuning(config, settings),
+        "add --no-measure": _scoring(config, settings),
+    }
+    way = max(needs, key=lambda way: needs[way])
+    if needs[way] > settings.max_memory:
         raise UsageError(
             f"--max-memory {_size(settings.max_memory)} is too little: one block of this model, its search and the "
-            f"hidden states of {settings.samples} sequences need {_size(needed)}; {way}"
+            f"hidden states of {settings.samples} sequences need {_size(needs[way])}; raise it, or {way}"
         )
     return max(1, min(at_ease, (settings.max_memory - fixed) // each))
 
@@ -41,26 +50,58 @@ def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
 def estimate(config: TextConfig, settings: QuantizeSettings) -> int:
     """Bytes that a run holds at most beside the interpreter and mapped files."""
     fixed, each = _needs(config, settings)
-    return max(fixed + sequences_at_once(config, settings) * each, _scoring(config, settings))
+    others = _reconstructing(config, settings), _tuning(config, settings), _scoring(config, settings)
+    return max(fixed + sequences_at_once(config, settings) * each, *others)
 
 
 def _needs(config: TextConfig, settings: QuantizeSettings) -> tuple[int, int]:
     """Bytes for a block whatever goes through it, and for each sequence in it."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
-    block = (qkv * c + config.heads * config.head_dim * c + 3 * f * c) * 4
-    search = _COPIES * 2 * f * c * 4
-    if settings.effort != "fast":  # second moments of the widest input, its inverse, and copies on the way
-        search = max(search, 5 * f * f * 4 + 8 * f * c * 4)
+    block, search = _block(config) * 4, _COPIES * 2 * f * c * 4
     fixed = _LIBRARIES + _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
     length = max(settings.length, min(512, config.max_positions) if settings.measure else 0)
     return fixed, length * (4 * f + 2 * qkv + 6 * c) * 4
 
 
+def _block(config: TextConfig) -> int:
+    """Weights of a block's linears."""
+    c, f = config.hidden_size, config.intermediate_size
+    return (config.qkv_size + config.heads * config.head_dim + 3 * f) * c
+
+
+def _learning(config: TextConfig, settings: QuantizeSettings, tokens: int) -> int:
+    """Codes, places, weights and slopes of a block, copies of one linear, and what a step keeps of its tokens."""
+    c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
+    item = 2 if coarse_pays(settings.device) else 4
+    return _block(config) * (5 + 2 * item) + 4 * f * c * 4 + tokens * (8 * f + 3 * qkv + 8 * c) * 4
+
+
+def _reconstructing(config: TextConfig, settings: QuantizeSettings) -> int:
+    """A block before and after rounding, or while it learns."""
+    if not settings.chosen.reconstruct:
+        return 0
+    step = min(settings.samples * settings.length, max(STEP_TOKENS, settings.length))
+    begin = 10 * _block(config) + 4 * config.intermediate_size * config.hidden_size * 4
+    return _LIBRARIES + _held(config, settings) + max(begin, _learning(config, settings, step))
+
+
+def _tuning(config: TextConfig, settings: QuantizeSettings) -> int:
+    """All scales thrice, what enters the model and leaves it, what enters each block in a step, a block, the head."""
+    if not settings.chosen.tune:
+        return 0
+    row, length = config.hidden_size * 4, settings.length
+    scales = 3 * config.layers * _block(config) // (settings.group_size or GROUP_SIZES[-1]) * 4
+    sequences = 2 * settings.drawn * length * row + (config.layers + 1) * BATCH * length * row
+    head = config.vocab_size * (row + _TUNED_LOGITS * 4)
+    block = _learning(config, settings, BATCH * length) + 4 * _block(config)
+    return _LIBRARIES + _held(config, settings) + scales + sequences + max(head, block)
+
+
 def _held(config: TextConfig, settings: QuantizeSettings) -> int:
-    """Hidden states of the calibration and of the held-out text, the latter twice."""
+    """Hidden states of the calibration, once for each path, and of the held-out text, twice."""
     row = config.hidden_size * 4
     judged = 2 * HELD_OUT * min(512, config.max_positions) * row if settings.measure else 0
-    return min(settings.samples * settings.length * row, settings.max_activations) + judged
+    return min(settings.paths * settings.samples * settings.length * row, settings.max_activations) + judged
 
 
 def _scoring(config: TextConfig, settings: QuantizeSettings) -> int:
@@ -79,10 +120,14 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     down = checkpoint.spec(f"{block_table(checkpoint.config, 0).linears[-1]}.weight")
     item = down.nbytes // (t.hidden_size * t.intermediate_size)
     packed = int(linears * 0.6)  # codes, and scales and zeros of groups of 32 at most
-    hidden = settings.samples * settings.length * t.hidden_size * 4  # before and after a block, and the one in hand
+    hidden = (
+        settings.paths * settings.samples * settings.length * t.hidden_size * 4
+    )  # before and after a block, and the one in hand
     judged = 4 * HELD_OUT * min(512, t.max_positions) * t.hidden_size * 4 if settings.measure else 0
     copies = 2 if hidden <= settings.max_activations else 3
-    needed = total - linears * item + 2 * packed + copies * hidden + judged + _SMALL_FILES
+    places = 6 * linears if settings.chosen.tune else 0  # f16: of each block, in hand, as kept
+    tuned = packed + places if settings.chosen.tune else 0
+    needed = total - linears * item + 2 * packed + tuned + copies * hidden + judged + _SMALL_FILES
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -35,8 +35,9 @@ from quantize.budget import check_disk, check_writing, estimate, sequences_at_on
 from quantize.check import check_weights
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable, block_table
+from quantize.learned import LearnedLinear
 from quantize.measure import HELD_OUT, compare_states, last_hidden, text_tokens
-from quantize.observe import input_gram, observe_block, run_block
+from quantize.observe import observe_block, run_block
 from quantize.output import write_output
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
@@ -46,6 +47,7 @@ from quantize.report_page import check_plots
 from quantize.rounding import Scheme
 from quantize.self_text import write_text
 from quantize.settings import QuantizeSettings, choose_group_size
+from quantize.torch_ops import coarse_pays
 from quantize.tune import tune, tuned_output
 from quantize.watch import Watch
 
@@ -93,8 +95,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         if done == 0:
             with watch.stage("check"):
                 check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
-        paths = 2 if settings.chosen.reconstruct else 1
-        shape = (paths, settings.samples, settings.length, checkpoint.config.text.hidden_size)
+        shape = (settings.paths, settings.samples, settings.length, checkpoint.config.text.hidden_size)
         run = _Run(Activations(shape, settings.max_activations, partial.folder), None)
         with watch.stage("calibration"):
             if done == 0:
@@ -116,7 +117,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         tuning = None
         if settings.chosen.tune:
             with watch.stage("tune"), torch.inference_mode(mode=False):
-                tuning = tune(checkpoint, tables, partial, every, settings.device, progress)
+                tuning = tune(checkpoint, tables, partial, every, settings.chosen.tune, settings.device, progress)
         quality = None
         if run.judged is not None:
             with watch.stage("measure"):
@@ -227,7 +228,7 @@ def _one_block(
     progress(f"block {layer + 1} of {layers}: observe", count, layers * steps)
     tensors = read_block(checkpoint, table, device)
     checkpoint.release()
-    chunk = sequences_at_once(config, settings)
+    chunk, coarse = sequences_at_once(config, settings), coarse_pays(device)
     before = hidden[:_JUDGED].clone()
     wanted = torch.empty_like(before)
     floats = JoinedTensors(table.parts, tensors)
@@ -241,9 +242,10 @@ def _one_block(
         settings.seed + layer,
         wanted,
         device,
+        coarse,
     )
     for float_path in run.activations.paths[1:]:
-        run_block(config, layer, floats, float_path, chunk, float_path, device)
+        run_block(config, layer, floats, float_path, chunk, float_path, device, coarse=coarse)
     if judged is not None:
         judged_chunk = max(1, chunk * hidden.shape[1] // judged.shape[2])
         run_block(config, layer, floats, judged[0], judged_chunk, judged[0], device)
@@ -255,11 +257,9 @@ def _one_block(
             return tensor
         return tensor.clamp(-65504.0, 65504.0).half().float()
 
-    def gram_of(part: str, values: dict[str, Tensor]) -> Tensor:
-        return input_gram(config, layer, JoinedTensors(table.parts, values), hidden, chunk, part, device)
-
     scheme = Scheme(settings.group_size, settings.scheme == "sym")
-    result = quantize_block(config, table, tensors, seen, scheme, store_as, tick, gram_of, settings.chosen)
+    result = quantize_block(config, table, tensors, seen, scheme, store_as, tick, settings.chosen, coarse)
+    _check_stored(result)
     learned = None
     for float_path in run.activations.paths[1:]:
         with torch.inference_mode(mode=False):
@@ -273,11 +273,12 @@ def _one_block(
                 settings.chosen.reconstruct,
                 settings.seed + layer,
                 device,
+                coarse,
             )
     tick("reconstruct")
     _check_stored(result)
     values = JoinedTensors(table.parts, result.values)
-    run_block(config, layer, values, hidden, chunk, hidden, device)
+    run_block(config, layer, values, hidden, chunk, hidden, device, coarse=coarse)
     if judged is not None:
         run_block(config, layer, values, judged[1], judged_chunk, judged[1], device)
     if not torch.isfinite(hidden).all():
@@ -294,10 +295,26 @@ def _one_block(
         "channels": seen_channels,
         "seconds": round(time.monotonic() - started, 2),
     }
+    if settings.chosen.tune:
+        partial.save_places(layer, _off_codes(result))
     partial.save_block(layer, result.linears, _changed(checkpoint, result), report)
     partial.save_hidden(layer + 1, run.activations.paths, judged)
     run.activations.release()
     tick(f"error {error:.4f}")
+
+
+def _off_codes(result: BlockResult) -> dict[str, NDArray[np.float16]]:
+    """By module, where each weight (N, K) lies, less its code."""
+    places = {}
+    for module, weight in result.linears.items():
+        if module in result.places:
+            place = result.places.pop(module).cpu().numpy()
+        elif module in result.floats:
+            place = LearnedLinear.begin(weight, result.floats.pop(module)).place.flatten(1).cpu().numpy()
+        else:  # its reconstruction was not kept
+            place = weight.codes
+        places[module] = (place - weight.codes.astype(np.float32)).astype(np.float16)
+    return places
 
 
 def _check_stored(result: BlockResult) -> None:

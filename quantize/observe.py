@@ -7,7 +7,6 @@ inputs themselves for a sample of tokens. Memory does not grow with the number o
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -87,12 +86,13 @@ def run_block(
     into: Tensor,
     device: str,
     collector: _Collector | None = None,
+    coarse: bool = False,
 ) -> None:
     """Run hidden states (B, S, C) through one block, `chunk` sequences at a time.
 
     `into` takes the output of as many sequences as it has room for; it may be `hidden` itself.
     """
-    ops = TorchOps(weights, hidden.shape[1], collector)
+    ops = TorchOps(weights, hidden.shape[1], collector, coarse)
     for begin in range(0, hidden.shape[0], chunk):
         x = hidden[begin : begin + chunk]
         step = batch_step(torch.zeros(x.shape[:2], dtype=torch.int64, device=device))
@@ -111,6 +111,7 @@ def observe_block(
     seed: int,
     into: Tensor,
     device: str = "cpu",
+    coarse: bool = False,
 ) -> Observations:
     """Run all hidden states (B, S, C) through the unquantized block and gather what the search needs.
 
@@ -120,40 +121,5 @@ def observe_block(
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(total, generator=generator)[:SAMPLE_TOKENS].sort().values
     collector = _Collector(layer, group_size, hidden.shape[1], rows)
-    run_block(config, layer, weights, hidden, chunk, into, device, collector)
+    run_block(config, layer, weights, hidden, chunk, into, device, collector, coarse)
     return collector.finish()
-
-
-def input_gram(
-    config: TextConfig,
-    layer: int,
-    weights: Callable[[str], PartWeight],
-    hidden: Tensor,
-    chunk: int,
-    part: str,
-    device: str = "cpu",
-) -> Tensor:
-    """Mean of x·xᵀ (K, K) over the inputs x of `part` when all hidden states (B, S, C) enter the block.
-
-    `weights` may hold what is rounded already: then it is the quantized path's inputs. The block is left at `part`.
-    """
-    total: Tensor | None = None
-
-    def observe(name: str, x: Tensor) -> None:
-        nonlocal total
-        if name == part:
-            total = x.T @ x if total is None else total.addmm_(x.T, x)
-            raise _Enough
-
-    ops = TorchOps(weights, hidden.shape[1], observe)
-    for begin in range(0, hidden.shape[0], chunk):
-        x = hidden[begin : begin + chunk]
-        step = batch_step(torch.zeros(x.shape[:2], dtype=torch.int64, device=device))
-        with suppress(_Enough):
-            decoder_block(ops, config, x.reshape(-1, x.shape[2]).to(device), step, layer)
-    assert total is not None, part
-    return total.div_(hidden.shape[0] * hidden.shape[1])
-
-
-class _Enough(Exception):  # noqa: N818
-    """The rest of the block is not needed."""

@@ -5,6 +5,8 @@
     hidden-00013.safetensors  the calibration tokens' hidden states before block 13, and those of the held-out text
     self.safetensors          what the model wrote to be calibrated on, if it did
     activations.tmp           the hidden states in hand, if they are too many for memory
+    places-00012.safetensors  with tuning: where each weight of a finished block lies, less its code
+    moved.tmp                 the same of all blocks, while they are tuned
     tuning.safetensors        with tuning: what is learned so far
     tuned-00012.safetensors   a block after it; tuning.json is written when all are there, or tuning was not worth it
     .lock                     held by the process that works here
@@ -133,6 +135,27 @@ class Partial:
         return self.folder / f"block-{layer:05}.safetensors"
 
     # -- tuning -------------------------------------------------------------------------------------------------
+
+    def save_places(self, layer: int, places: Mapping[str, NDArray[np.float16]]) -> None:
+        """Where each weight (N, K) lies, less its code, by module."""
+        _write(self._places(layer), places, {})
+
+    def load_places(self, layer: int) -> dict[str, NDArray[Any]]:
+        """What `save_places` was given."""
+        file = SafetensorsFile(self._places(layer))
+        return {name: file.array(name) for name in file.specs}
+
+    def moved(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, NDArray[np.float16]]:
+        """Zeros (N, K) by module in a new mapped file: too many for memory, and lost with the process."""
+        ends = np.cumsum([n * k for n, k in shapes.values()])
+        every = np.memmap(self.folder / "moved.tmp", np.float16, "w+", shape=(int(ends[-1]),))
+        return {
+            module: every[end - n * k : end].reshape(n, k)
+            for end, (module, (n, k)) in zip(ends, shapes.items(), strict=True)
+        }
+
+    def _places(self, layer: int) -> Path:
+        return self.folder / f"places-{layer:05}.safetensors"
 
     def save_state(self, tensors: Mapping[str, NDArray[Any]], step: int) -> None:
         """What is learned after `step` steps."""

@@ -21,16 +21,14 @@ class Recipe:
     weight_aware: bool = True  # and by activations and weights
     value_scale: bool = True  # v -> o under GQA
     clip: bool = True
-    feedback: bool = True  # rounding that makes up for its errors
-    refit: bool = True  # scales fitted again to the codes
     reconstruct: int = 16  # steps in which each block learns to give what the float model has after it
-    tune: bool = False  # scales and norms tuned end to end
+    tune: int = 0  # passes in which codes, scales and norms are tuned end to end
 
 
 EFFORTS = {
-    "fast": Recipe(feedback=False, refit=False, reconstruct=0),
+    "fast": Recipe(reconstruct=0),
     "balanced": Recipe(),
-    "best": Recipe(reconstruct=100, tune=True),
+    "best": Recipe(reconstruct=48, tune=2),
 }
 
 
@@ -72,6 +70,11 @@ class QuantizeSettings:
     def drawn(self) -> int:
         """Calibration sequences that are drawn: tuning takes more than the search for scales and clips."""
         return TUNED * self.samples if self.chosen.tune else self.samples
+
+    @property
+    def paths(self) -> int:
+        """The calibration goes through the quantized blocks, and for reconstruction through the float ones too."""
+        return 2 if self.chosen.reconstruct else 1
 
     @property
     def chosen(self) -> Recipe:

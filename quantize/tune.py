@@ -1,11 +1,12 @@
-"""Tuning end to end: all codes fixed, scales and norms learn to give back what rounding took.
+"""Tuning end to end: codes, scales and norms learn together to give back what rounding took.
 
-Each group scale of the decoder gets a multiplier and each norm its freedom. For one pass over the calibration
-sequences they learn to bring the quantized model's next-token distribution back to the original's (KL divergence). One
+The places of all weights between their codes, each group scale of the decoder and each norm learn to bring the
+quantized model's next-token distribution back to the original's (KL divergence), in a few passes over the calibration
+sequences. Places are moved by the sign of their slopes, as in `quantize.reconstruct`; scales and norms by Adam. One
 block is in memory at a time: a step runs the blocks forward and keeps what enters each, then goes back through them,
-computes each once more with gradients and updates it on the spot. Some sequences are kept aside; unless those gain,
-nothing is changed. The state is saved every few steps, so an interrupted run ends with the same bytes. Called by
-`quantize.job`.
+computes each once more with gradients and updates it on the spot; the places are a mapped file. Some sequences are kept
+aside; unless those gain, nothing is changed. The state is saved every few steps, so an interrupted run ends with the
+same bytes. Called by `quantize.job`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calibration import Sample
-from edgevl.awq_format import FIELDS, unpack
+from edgevl.awq_format import FIELDS, pack, unpack
 from edgevl.checkpoint import Checkpoint
 from edgevl.errors import EdgevlError
 from edgevl.models.decoder import decoder_block
@@ -30,17 +31,19 @@ from edgevl.models.names import tensor_names
 from edgevl.weights import dequantize
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable
+from quantize.learned import LearnedLinear
 from quantize.measure import last_hidden
 from quantize.observe import run_block
 from quantize.part_tensors import CheckpointParts, JoinedTensors, to_torch
 from quantize.partial import Partial
-from quantize.rounding import TINY, grouped
-from quantize.torch_ops import TorchOps, batch_step
+from quantize.rounding import grouped
+from quantize.torch_ops import TorchOps, batch_step, coarse_pays
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
-_BATCH = 4  # sequences of a step
+BATCH = 4  # sequences of a step
 _RATE = 1e-3  # of Adam, at its peak
+_REACH = 0.25  # of a step of the grid: how far all updates together can move a weight
 _BETAS, _EPS = (0.9, 0.95), 1e-8
 _ASIDE = 8  # one sequence of so many is kept for the check
 _ROWS = 256  # of logits at once
@@ -63,10 +66,11 @@ def tune(
     tables: list[BlockTable],
     partial: Partial,
     samples: list[Sample],
+    passes: int,
     device: str = "cpu",
     progress: Progress = lambda *_: None,
 ) -> Tuning:
-    """Tune the finished blocks of an unfinished run, whose tuned versions are left beside them.
+    """Tune the finished blocks of an unfinished run, in `passes` over the samples; what comes of them is left beside.
 
     Raises `EdgevlError` when the loss is no number.
     """
@@ -74,7 +78,8 @@ def tune(
         return Tuning(**found)
     apart = [s for i, s in enumerate(samples) if i % _ASIDE == _ASIDE - 1] or samples[-1:]
     taught = [s for i, s in enumerate(samples) if i % _ASIDE != _ASIDE - 1] or samples
-    steps = -(-len(taught) // _BATCH)
+    each = -(-len(taught) // BATCH)
+    steps = passes * each
     network = _Network(checkpoint, tables, partial, device)
     with torch.no_grad():
         wanted = last_hidden(checkpoint, [*taught, *apart], device, lambda d, n: progress("tune: the original", d, n))
@@ -86,12 +91,12 @@ def tune(
     progress("tune: check", 1, 1)
     for step in range(network.load(), steps):
         progress("tune", step, steps)
-        rows = slice(step * _BATCH, min((step + 1) * _BATCH, len(taught)))
+        order = torch.randperm(len(taught), generator=torch.Generator().manual_seed(step // each))
+        rows = order[step % each * BATCH :][:BATCH].sort().values
         network.learn(entered[rows], wanted[rows], known[rows], step, steps)
         if (step + 1) % _SAVED == 0:
             network.save(step + 1)
     progress("tune", steps, steps)
-    network.settle()
     after = network.distance(entered[checks], wanted[checks], known[checks])
     result = Tuning(before, after, steps, after < before)
     if result.kept:
@@ -110,17 +115,21 @@ class _Network:
         self._ends.keep((_NORM, "head"))
         # by module: log multipliers of the scales (N, K/Q), norms (C,)
         self.learned: dict[str, Tensor] = {}
+        shapes = {}
         for table in tables:
             block = partial.open_block(table.layer)
             for module in table.linears:
-                count, n = block.spec(f"{module}.scales").shape
-                self.learned[module] = torch.zeros(n, count)
+                groups, n = block.spec(f"{module}.scales").shape
+                self.learned[module] = torch.zeros(n, groups)
+                shapes[module] = (n, block.spec(f"{module}.qweight").shape[0])
             for module in table.norms:
                 self.learned[module] = to_torch(self._float(table, f"{module}.weight"))
         self._moments = {
             name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in self.learned.items()
         }
-        self._settled = False
+        # by module: where each weight (N, K) lies, less the code it began with
+        self.moved = partial.moved(shapes)
+        self._coarse = coarse_pays(device)
 
     # -- one step -----------------------------------------------------------------------------------------------
 
@@ -129,36 +138,44 @@ class _Network:
         inputs = [entered]
         with torch.no_grad():
             for table in self._tables:
-                inputs.append(self._run(table, self._values(table), inputs[-1]))
+                values = self._values(table, self._linears(table))
+                inputs.append(self._run(table, values, inputs[-1], self._coarse))
         slope, loss = self._loss(inputs.pop(), wanted, known, gradient=True)
         if not math.isfinite(loss):
             raise EdgevlError("tuning met a loss that is no number; use --effort balanced, or calibrate on other data")
         rate = _RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        far = 2 * (1 - (step + 0.5) / steps) / steps
         for table in reversed(self._tables):
-            own = {name: self.learned[name].requires_grad_() for name in (*table.linears, *table.norms)}
+            linears = self._linears(table)
+            values = self._values(table, linears)
+            own = {name: values[f"{name}.weight"].requires_grad_() for name in (*table.linears, *table.norms)}
             x = inputs.pop().to(self._device).requires_grad_()
             with torch.enable_grad():
-                y = self._run(table, self._values(table), x)
+                y = self._run(table, values, x, self._coarse)
             slope, *slopes = torch.autograd.grad(y, [x, *own.values()], slope)
-            for (name, value), found in zip(own.items(), slopes, strict=True):
-                self.learned[name] = value.detach()
-                self._update(name, found, rate, step)
+            for name, found in zip(own, slopes, strict=True):
+                if name not in linears:
+                    self._update(name, found, rate, step)
+                    continue
+                place, stretch = linears[name].slopes(found)
+                self._update(name, stretch.cpu(), rate, step)
+                self.moved[name] -= (_REACH * far * place.sign()).flatten(1).cpu().numpy().astype(np.float16)
 
     def distance(self, entered: Tensor, wanted: Tensor, known: Tensor) -> float:
         """Mean KL to the original on B sequences."""
         total = 0.0
         with torch.no_grad():
-            for begin in range(0, len(entered), _BATCH):
-                rows = slice(begin, begin + _BATCH)
+            for begin in range(0, len(entered), BATCH):
+                rows = slice(begin, begin + BATCH)
                 x = entered[rows]
                 for table in self._tables:
-                    x = self._run(table, self._values(table), x)
+                    x = self._run(table, self._values(table, self._linears(table)), x)
                 total += self._loss(x, wanted[rows], known[rows], gradient=False)[1] * len(x)
         return total / len(entered)
 
-    def _run(self, table: BlockTable, values: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _run(self, table: BlockTable, values: dict[str, Tensor], x: Tensor, coarse: bool = False) -> Tensor:
         x = x.to(self._device)
-        ops = TorchOps(JoinedTensors(table.parts, values), x.shape[1])
+        ops = TorchOps(JoinedTensors(table.parts, values), x.shape[1], coarse=coarse)
         step = batch_step(torch.zeros(x.shape[:2], dtype=torch.int64, device=self._device))
         return decoder_block(ops, self._config, x.reshape(-1, x.shape[2]), step, table.layer).reshape(x.shape)
 
@@ -201,27 +218,28 @@ class _Network:
 
     # -- weights ------------------------------------------------------------------------------------------------
 
-    def _values(self, table: BlockTable) -> dict[str, Tensor]:
-        """The block's tensors by checkpoint names, as differentiable functions of what is learned."""
-        block, values = self._partial.open_block(table.layer), {}
+    def _linears(self, table: BlockTable) -> dict[str, LearnedLinear]:
+        """The block's linears as they are by now."""
+        block, linears = self._partial.open_block(table.layer), {}
         for module in table.linears:
-            group = self._group(table, module)
-            weight = unpack({f: block.array(f"{module}.{f}") for f in FIELDS}, module, group)
-            codes = grouped(torch.from_numpy(weight.codes).to(self._device).float(), group)
-            apart = codes - torch.from_numpy(weight.zeros).to(self._device).float()[:, :, None]
-            scales = self._scales(module, to_torch(weight.scales))
-            values[f"{module}.weight"] = (apart * scales[:, :, None]).reshape(weight.shape)
+            weight = unpack({f: block.array(f"{module}.{f}") for f in FIELDS}, module, self._group(table, module))
+            codes, moved, scales, zeros = (
+                torch.from_numpy(array.astype(np.float32)).to(self._device)
+                for array in (weight.codes, self.moved[module], weight.scales, weight.zeros)
+            )
+            place = grouped(codes.add_(moved), weight.group_size)
+            linears[module] = LearnedLinear(place, scales, zeros, self.learned[module].to(self._device))
+        return linears
+
+    def _values(self, table: BlockTable, linears: dict[str, LearnedLinear]) -> dict[str, Tensor]:
+        """The block's tensors by checkpoint names, as they would be stored by now."""
+        values = {f"{module}.weight": linear.weight() for module, linear in linears.items()}
         for module in table.norms:
-            norm = self.learned[module]
-            values[f"{module}.weight"] = to_torch(self._stored(module, norm)) if self._settled else norm
+            values[f"{module}.weight"] = to_torch(self._stored(module, self.learned[module])).to(self._device)
         for part in table.parts:
             for name in tensor_names(part)[len(part.sources) :]:
                 values[name] = to_torch(self._float(table, name)).to(self._device)
         return values
-
-    def _scales(self, module: str, before: Tensor) -> Tensor:
-        scales = before * self.learned[module].exp()
-        return scales.half().float().clamp(min=float(np.float16(TINY))) if self._settled else scales
 
     def _group(self, table: BlockTable, module: str) -> int:
         block = self._partial.open_block(table.layer)
@@ -240,38 +258,39 @@ class _Network:
 
     # -- what lasts ---------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """From now on everything is rounded as it will be stored."""
-        self._settled = True
-
     def write(self) -> None:
         """Leave the tuned blocks beside the others."""
         for table in self._tables:
             block = self._partial.open_block(table.layer)
             tensors = {name: block.raw(name) for name in block.specs}
-            for module in table.linears:
-                scales = self._scales(module, to_torch(block.array(f"{module}.scales").T))
-                tensors[f"{module}.scales"] = np.ascontiguousarray(scales.half().numpy().T)
+            for module, linear in self._linears(table).items():
+                tensors |= {f"{module}.{field}": array for field, array in pack(linear.stored()).items()}
             for module in table.norms:
                 tensors[f"{module}.weight"] = self._stored(module, self.learned[module])
             self._partial.save_tuned(table.layer, tensors)
 
     def save(self, step: int) -> None:
         """Keep what is learned so far, to go on from."""
-        tensors = {f"learned.{name}": value for name, value in self.learned.items()}
+        tensors = {f"learned.{name}": value.numpy() for name, value in self.learned.items()}
         for name, pair in self._moments.items():
-            tensors |= {f"first.{name}": pair[0], f"second.{name}": pair[1]}
-        self._partial.save_state({name: value.numpy() for name, value in tensors.items()}, step)
+            tensors |= {f"first.{name}": pair[0].numpy(), f"second.{name}": pair[1].numpy()}
+        tensors |= {f"moved.{name}": array for name, array in self.moved.items()}
+        self._partial.save_state(tensors, step)
 
     def load(self) -> int:
-        """Go on from what was kept; returns how many steps are done."""
+        """Go on from what was kept, or begin; returns how many steps are done."""
         found = self._partial.load_state()
         if found is None:
+            for table in self._tables:
+                for module, array in self._partial.load_places(table.layer).items():
+                    self.moved[module][:] = array
             return 0
         arrays, step = found
         for name in self.learned:
             self.learned[name] = to_torch(arrays[f"learned.{name}"])
             self._moments[name] = (to_torch(arrays[f"first.{name}"]), to_torch(arrays[f"second.{name}"]))
+        for name, array in self.moved.items():
+            array[:] = arrays[f"moved.{name}"]
         return step
 
 
@@ -294,6 +313,6 @@ def tuned_output(
                         device
                     )
         run_block(
-            checkpoint.config.text, table.layer, JoinedTensors(table.parts, values), hidden, _BATCH, hidden, device
+            checkpoint.config.text, table.layer, JoinedTensors(table.parts, values), hidden, BATCH, hidden, device
         )
     return hidden

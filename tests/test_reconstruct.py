@@ -11,6 +11,7 @@ from edgevl.weights import dequantize
 from quantize import reconstruct as module
 from quantize.awq import BlockResult, quantize_block
 from quantize.groups import BlockTable, block_table
+from quantize.learned import LearnedLinear
 from quantize.observe import run_block
 from quantize.part_tensors import JoinedTensors
 from quantize.reconstruct import reconstruct
@@ -18,7 +19,7 @@ from quantize.rounding import Scheme
 from quantize.settings import Recipe
 from test_quantize import block_with_outliers, keep_f32, observed, output
 
-ROUNDED = Recipe(False, False, False, False, False, False, 1)
+ROUNDED = Recipe(False, False, False, False, 1)
 
 
 class Case:
@@ -61,12 +62,12 @@ def test_the_block_comes_nearer_to_the_float_path(symmetric: bool) -> None:
 
 
 def test_it_begins_with_the_codes_that_are_there() -> None:
-    """Codes that rounding with feedback moved away from the nearest are where learning starts, not undone by it."""
+    """Codes that are not the nearest, as clips leave them, are where learning starts, not undone by it."""
     case = Case()
     name = next(iter(case.result.linears))
     weight = case.result.linears[name]
     moved = (weight.codes.astype(int) + 1).clip(0, 15).astype(np.uint8)
-    begun = module._begin(type(weight)(moved, weight.scales, weight.zeros), case.result.floats[name])
+    begun = LearnedLinear.begin(type(weight)(moved, weight.scales, weight.zeros), case.result.floats[name])
     assert np.array_equal(begun.codes().flatten(1).numpy(), moved)
     assert (begun.place - begun.codes()).abs().max() < 0.5
 

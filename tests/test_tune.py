@@ -1,4 +1,4 @@
-"""Tuning scales and norms end to end: true slopes, only for the better, interruptible, codes untouched."""
+"""Tuning end to end: true slopes, only for the better, interruptible, zeros untouched."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from quantize.settings import EFFORTS, QuantizeSettings
 from test_quantize import StoppedError, contents
 
 FEW = {"samples": 8, "length": 96, "group_size": 32, "calibration": "text", "effort": "best"}
-UNTUNED = QuantizeSettings(**FEW, recipe=replace(EFFORTS["best"], tune=False))
+TUNED = QuantizeSettings(**FEW, recipe=replace(EFFORTS["best"], reconstruct=0))
+UNTUNED = QuantizeSettings(**FEW, recipe=replace(EFFORTS["best"], reconstruct=0, tune=0))
 
 
 def unfinished(path: Path) -> tuple[str, QuantizeSettings]:
@@ -45,44 +46,59 @@ def test_slopes_are_those_of_the_whole_model(tmp_path: Path) -> None:
     wanted, entered = last_hidden(checkpoint, samples, "cpu", lambda *_: None), embed_samples(checkpoint, samples)
     known = torch.tensor([sample.token_ids for sample in samples])
 
-    values = [network._values(table) for table in tables]
-    learned = {name: value.requires_grad_() for name, value in network.learned.items()}
+    network._coarse = False
+    assert network.load() == 0
+    linears = [network._linears(table) for table in tables]
+    values = [network._values(table, own) for table, own in zip(tables, linears, strict=True)]
+    names = [[*table.linears, *table.norms] for table in tables]
+    leaves = {n: values[i][f"{n}.weight"].requires_grad_() for i in range(2) for n in names[i]}
     x = entered
-    for table in tables:
-        x = network._run(table, network._values(table), x)
-    goal, own = (network._logs(h[:, :-1].reshape(-1, h.shape[2])) for h in (wanted, x))
-    loss = functional.kl_div(own, goal, log_target=True, reduction="batchmean")
-    slopes = dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
-    assert all(torch.isfinite(v).all() for tensors in values for v in tensors.values())
-    for name, value in learned.items():
-        network.learned[name] = value.detach()
+    for table, own in zip(tables, values, strict=True):
+        x = network._run(table, own, x)
+    goal, ours = (network._logs(h[:, :-1].reshape(-1, h.shape[2])) for h in (wanted, x))
+    loss = functional.kl_div(ours, goal, log_target=True, reduction="batchmean")
+    slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    expected, signs = {}, {}
+    for name, slope in slopes.items():
+        linear = next((own[name] for own in linears if name in own), None)
+        expected[name] = slope if linear is None else linear.slopes(slope)[1]
+        if linear is not None:
+            signs[name] = linear.slopes(slope)[0].flatten(1)
+    assert network.distance(entered, wanted, known) == pytest.approx(float(loss.detach()), rel=1e-4)
 
     found: dict[str, torch.Tensor] = {}
+    before = {name: array.copy() for name, array in network.moved.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "_update", lambda name, slope, *_: found.__setitem__(name, slope))
         network.learn(entered, wanted, known, 0, 1)
-    assert found.keys() == slopes.keys()
-    for name, slope in slopes.items():
+    assert found.keys() == expected.keys()
+    for name, slope in expected.items():
         assert slope.abs().max() > 0 and torch.allclose(found[name], slope, rtol=1e-3, atol=1e-7), name
-    assert network.distance(entered, wanted, known) == pytest.approx(float(loss.detach()), rel=1e-4)
+    for name, slope in signs.items():
+        way = torch.from_numpy(before[name].astype(np.float32) - network.moved[name])
+        sure = slope.abs() > 1e-3 * slope.abs().max()
+        assert torch.equal(way.sign()[sure], slope.sign()[sure]), name
+        assert way.abs().max() == pytest.approx(tuning._REACH, rel=1e-2)
 
 
-def test_it_is_nearer_and_only_scales_and_norms_differ(tmp_path: Path) -> None:
+def test_it_is_nearer_and_zeros_stay(tmp_path: Path) -> None:
     model = str(tiny_llama(tmp_path / "m"))
-    report = quantize(model, tmp_path / "best", QuantizeSettings(**FEW))
+    report = quantize(model, tmp_path / "best", TUNED)
     quantize(model, tmp_path / "untuned", UNTUNED)
     assert report["tuning"]["kept"] and report["tuning"]["kl_after"] < 0.97 * report["tuning"]["kl_before"]
     best, untuned = open_checkpoint(tmp_path / "best"), open_checkpoint(tmp_path / "untuned")
     changed = {name for name in best.names() if not np.array_equal(best.raw(name)[1], untuned.raw(name)[1])}
-    assert changed and all(name.endswith((".scales", "layernorm.weight")) for name in changed)
-    assert all(np.isfinite(best.array(name)).all() and (best.array(name) > 0).all() for name in changed)
+    assert {name.rsplit(".", 1)[1] for name in changed} == {"qweight", "scales", "weight"}
+    assert all(name.endswith("layernorm.weight") for name in changed if name.endswith(".weight"))
+    positive = [name for name in changed if not name.endswith(".qweight")]
+    assert all(np.isfinite(best.array(name)).all() and (best.array(name) > 0).all() for name in positive)
 
 
 def test_what_does_not_gain_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(tiny_llama(tmp_path / "m"))
     quantize(model, tmp_path / "untuned", UNTUNED)
-    monkeypatch.setattr(tuning, "_RATE", 3.0)
-    report = quantize(model, tmp_path / "best", QuantizeSettings(**FEW))
+    monkeypatch.setattr(tuning, "_REACH", 300.0)
+    report = quantize(model, tmp_path / "best", TUNED)
     assert not report["tuning"]["kept"]
     before, after = contents(tmp_path / "untuned"), contents(tmp_path / "best")
     assert before["model.safetensors"] == after["model.safetensors"]
