@@ -41,8 +41,7 @@ INGREDIENTS = {
     "balanced without v -> o": replace(_BALANCED, value_scale=False),
     "balanced without clips": replace(_BALANCED, clip=False),
     "balanced without AWQ scales": replace(_BALANCED, scales=False),
-    "more steps": replace(EFFORTS["best"], tune=0),
-    "+ tuned end to end: best": EFFORTS["best"],
+    "+ more steps: best": EFFORTS["best"],
 }
 CALIBRATIONS = ("text", "image-text", "mixed", "self")
 PARTS = {

@@ -64,7 +64,6 @@ class BlockResult:
     changed: dict[str, Tensor]  # norms and biases with scales folded in, rounded as they will be stored
     values: dict[str, Tensor]  # every tensor of the block as the quantized model computes with it
     floats: dict[str, Tensor]  # each linear's weight before rounding, scales folded in
-    places: dict[str, Tensor] = field(default_factory=dict)  # and where it lies between the codes after reconstruction
     groups: list[GroupReport] = field(default_factory=list)
     clips: list[ClipReport] = field(default_factory=list)
 
@@ -117,7 +116,7 @@ def quantize_block(
     tick("clip")
     for linear in table.linears:
         name = f"{linear}.weight"
-        if recipe.reconstruct or recipe.tune:
+        if recipe.reconstruct:
             result.floats[linear] = now[name]
         result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
     tick("round")

@@ -14,15 +14,13 @@ from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
 from quantize.reconstruct import STEP_TOKENS
 from quantize.self_text import memory_needed
-from quantize.settings import GROUP_SIZES, QuantizeSettings
+from quantize.settings import QuantizeSettings
 from quantize.torch_ops import coarse_pays
-from quantize.tune import BATCH
 
 _AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
 _SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
 _LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
-_TUNED_LOGITS = 6 * 256  # f32 numbers of a token that tuning's loss holds of 256 rows at once
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
 
@@ -35,7 +33,6 @@ def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
     needs = {
         "lower --samples": fixed + each,
         "lower --samples, or choose --effort fast": _reconstructing(config, settings),
-        "choose --effort balanced": _tuning(config, settings),
         "add --no-measure": _scoring(config, settings),
     }
     way = max(needs, key=lambda way: needs[way])
@@ -50,7 +47,7 @@ def sequences_at_once(config: TextConfig, settings: QuantizeSettings) -> int:
 def estimate(config: TextConfig, settings: QuantizeSettings) -> int:
     """Bytes that a run holds at most beside the interpreter and mapped files."""
     fixed, each = _needs(config, settings)
-    others = _reconstructing(config, settings), _tuning(config, settings), _scoring(config, settings)
+    others = _reconstructing(config, settings), _scoring(config, settings)
     return max(fixed + sequences_at_once(config, settings) * each, *others)
 
 
@@ -85,18 +82,6 @@ def _reconstructing(config: TextConfig, settings: QuantizeSettings) -> int:
     return _LIBRARIES + _held(config, settings) + max(begin, _learning(config, settings, step))
 
 
-def _tuning(config: TextConfig, settings: QuantizeSettings) -> int:
-    """All scales thrice, what enters the model and leaves it, what enters each block in a step, a block, the head."""
-    if not settings.chosen.tune:
-        return 0
-    row, length = config.hidden_size * 4, settings.length
-    scales = 3 * config.layers * _block(config) // (settings.group_size or GROUP_SIZES[-1]) * 4
-    sequences = 2 * settings.drawn * length * row + (config.layers + 1) * BATCH * length * row
-    head = config.vocab_size * (row + _TUNED_LOGITS * 4)
-    block = _learning(config, settings, BATCH * length) + 4 * _block(config)
-    return _LIBRARIES + _held(config, settings) + scales + sequences + max(head, block)
-
-
 def _held(config: TextConfig, settings: QuantizeSettings) -> int:
     """Hidden states of the calibration, once for each path, and of the held-out text, twice."""
     row = config.hidden_size * 4
@@ -125,9 +110,7 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     )  # before and after a block, and the one in hand
     judged = 4 * HELD_OUT * min(512, t.max_positions) * t.hidden_size * 4 if settings.measure else 0
     copies = 2 if hidden <= settings.max_activations else 3
-    places = 6 * linears if settings.chosen.tune else 0  # f16: of each block, in hand, as kept
-    tuned = packed + places if settings.chosen.tune else 0
-    needed = total - linears * item + 2 * packed + tuned + copies * hidden + judged + _SMALL_FILES
+    needed = total - linears * item + 2 * packed + copies * hidden + judged + _SMALL_FILES
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -139,7 +122,7 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
 
 def check_writing(checkpoint: Checkpoint, settings: QuantizeSettings) -> None:
     """Raise `UsageError` when the model is too large to write its own calibration text: it writes from memory."""
-    needed = memory_needed(checkpoint, settings.drawn, settings.length)
+    needed = memory_needed(checkpoint, settings.samples, settings.length)
     limit = settings.max_memory
     if limit is None and settings.device == "cpu":
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

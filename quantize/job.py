@@ -35,7 +35,6 @@ from quantize.budget import check_disk, check_writing, estimate, sequences_at_on
 from quantize.check import check_weights
 from quantize.embed import embed_samples
 from quantize.groups import BlockTable, block_table
-from quantize.learned import LearnedLinear
 from quantize.measure import HELD_OUT, compare_states, last_hidden, text_tokens
 from quantize.observe import observe_block, run_block
 from quantize.output import write_output
@@ -48,7 +47,6 @@ from quantize.rounding import Scheme
 from quantize.self_text import write_text
 from quantize.settings import QuantizeSettings, choose_group_size
 from quantize.torch_ops import coarse_pays
-from quantize.tune import tune, tuned_output
 from quantize.watch import Watch
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -81,9 +79,8 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
     ids = _held_out(checkpoint) if settings.measure else []
     with Watch() as watch, torch.inference_mode(), partial.held():
         with watch.stage("calibration"):
-            every = _samples(checkpoint, settings, partial, progress)
-        samples = every[: settings.samples]
-        used = calibration.describe(settings.calibration, every, settings.seed)
+            samples = _samples(checkpoint, settings, partial, progress)
+        used = calibration.describe(settings.calibration, samples, settings.seed)
         matters = settings.that_matter()
         identity = {
             **matters,
@@ -114,26 +111,20 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
             for table in tables[done:]:
                 _one_block(checkpoint, table, run, settings, partial, progress, len(tables))
                 checkpoint.release()
-        tuning = None
-        if settings.chosen.tune:
-            with watch.stage("tune"), torch.inference_mode(mode=False):
-                tuning = tune(checkpoint, tables, partial, every, settings.chosen.tune, settings.device, progress)
         quality = None
         if run.judged is not None:
             with watch.stage("measure"):
                 held_out = [calibration.Sample(tuple(row)) for row in ids]
-                states, own = list(run.judged), run.activations.hidden[:_JUDGED]
-                if tuning is not None and tuning.kept:
-                    states[1] = tuned_output(checkpoint, tables, partial, held_out, settings.device)
-                    own = tuned_output(checkpoint, tables, partial, samples[:_JUDGED], settings.device)
-                quality = _quality(checkpoint, states, held_out, own, samples[:_JUDGED], settings.device, progress)
+                own = run.activations.hidden[:_JUDGED]
+                quality = _quality(
+                    checkpoint, list(run.judged), held_out, own, samples[:_JUDGED], settings.device, progress
+                )
         progress("writing", 0, 1)
         with watch.stage("writing"), staging_directory(out) as stage:
             write_output(checkpoint, tables, partial, stage, settings.group_size)
             facts = Facts(matters, used, partial.job_digest(), done, watch, estimate(checkpoint.config.text, settings))
             blocks = [partial.block_report(table.layer) for table in tables]
             report = make_report(checkpoint, stage, blocks, quality, facts)
-            report["tuning"] = None if tuning is None else asdict(tuning)
             write_report(stage, report, pictured(checkpoint, tables, report))
         partial.remove()
     progress("writing", 1, 1)
@@ -295,26 +286,10 @@ def _one_block(
         "channels": seen_channels,
         "seconds": round(time.monotonic() - started, 2),
     }
-    if settings.chosen.tune:
-        partial.save_places(layer, _off_codes(result))
     partial.save_block(layer, result.linears, _changed(checkpoint, result), report)
     partial.save_hidden(layer + 1, run.activations.paths, judged)
     run.activations.release()
     tick(f"error {error:.4f}")
-
-
-def _off_codes(result: BlockResult) -> dict[str, NDArray[np.float16]]:
-    """By module, where each weight (N, K) lies, less its code."""
-    places = {}
-    for module, weight in result.linears.items():
-        if module in result.places:
-            place = result.places.pop(module).cpu().numpy()
-        elif module in result.floats:
-            place = LearnedLinear.begin(weight, result.floats.pop(module)).place.flatten(1).cpu().numpy()
-        else:  # its reconstruction was not kept
-            place = weight.codes
-        places[module] = (place - weight.codes.astype(np.float32)).astype(np.float16)
-    return places
 
 
 def _check_stored(result: BlockResult) -> None:
@@ -355,14 +330,11 @@ def _changed(checkpoint: Checkpoint, result: BlockResult) -> dict[str, NDArray[A
 def _samples(
     checkpoint: Checkpoint, settings: QuantizeSettings, partial: Partial, progress: Progress
 ) -> list[calibration.Sample]:
-    """The calibration sequences, in the model's own tokens and template; for "self" the model writes them first.
-
-    Scales and clips are searched on the first `settings.samples` of them; tuning takes all.
-    """
+    """The calibration sequences, in the model's own tokens and template; for "self" the model writes them first."""
     assert settings.calibration is not None
     tokenizer = Tokenizer(checkpoint.tokenizer_json())
     prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), checkpoint.config.tokens)
-    chosen = (settings.drawn, settings.length, settings.seed)
+    chosen = (settings.samples, settings.length, settings.seed)
     written = None
     if settings.calibration == "self":
         asked = json.dumps([checkpoint.digest, *chosen])

@@ -1,7 +1,6 @@
 """A linear whose codes and scales learn: where every weight lies between the codes, and how far scales were stretched.
 
-Rounding is stepped over by gradients as if it were not there (straight through). Called by `quantize.reconstruct` for
-one block and by `quantize.tune` for the whole decoder.
+Rounding is stepped over by gradients as if it were not there (straight through). Called by `quantize.reconstruct`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def write_output(
     group_size: int,
 ) -> None:
     """Write the whole checkpoint into the folder `stage`."""
-    blocks = [partial.final_block(table.layer) for table in tables]
+    blocks = [partial.open_block(table.layer) for table in tables]
     specs, sources = _plan(checkpoint, tables, blocks)
     shards = _shards(specs)
     weight_map: dict[str, str] = {}

@@ -5,10 +5,6 @@
     hidden-00013.safetensors  the calibration tokens' hidden states before block 13, and those of the held-out text
     self.safetensors          what the model wrote to be calibrated on, if it did
     activations.tmp           the hidden states in hand, if they are too many for memory
-    places-00012.safetensors  with tuning: where each weight of a finished block lies, less its code
-    moved.tmp                 the same of all blocks, while they are tuned
-    tuning.safetensors        with tuning: what is learned so far
-    tuned-00012.safetensors   a block after it; tuning.json is written when all are there, or tuning was not worth it
     .lock                     held by the process that works here
 
 Every file appears whole or not at all. A block is written before the hidden states that follow it, and older hidden
@@ -37,7 +33,6 @@ from edgevl.safetensors_file import SafetensorsFile, TensorSpec, widest_first, w
 from edgevl.weights import Int4Weight
 
 _JOB = "job.json"
-_TUNING = "tuning.json"
 
 
 class Partial:
@@ -122,10 +117,6 @@ class Partial:
         """A finished block's file."""
         return SafetensorsFile(self._block(layer))
 
-    def final_block(self, layer: int) -> SafetensorsFile:
-        """The block's file after tuning, if that changed it."""
-        return SafetensorsFile(self._tuned(layer)) if self._tuned(layer).is_file() else self.open_block(layer)
-
     def block_report(self, layer: int) -> dict[str, Any]:
         """What `save_block` was given."""
         report: dict[str, Any] = json.loads(self.open_block(layer).metadata["report"])
@@ -133,57 +124,6 @@ class Partial:
 
     def _block(self, layer: int) -> Path:
         return self.folder / f"block-{layer:05}.safetensors"
-
-    # -- tuning -------------------------------------------------------------------------------------------------
-
-    def save_places(self, layer: int, places: Mapping[str, NDArray[np.float16]]) -> None:
-        """Where each weight (N, K) lies, less its code, by module."""
-        _write(self._places(layer), places, {})
-
-    def load_places(self, layer: int) -> dict[str, NDArray[Any]]:
-        """What `save_places` was given."""
-        file = SafetensorsFile(self._places(layer))
-        return {name: file.array(name) for name in file.specs}
-
-    def moved(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, NDArray[np.float16]]:
-        """Zeros (N, K) by module in a new mapped file: too many for memory, and lost with the process."""
-        ends = np.cumsum([n * k for n, k in shapes.values()])
-        every = np.memmap(self.folder / "moved.tmp", np.float16, "w+", shape=(int(ends[-1]),))
-        return {
-            module: every[end - n * k : end].reshape(n, k)
-            for end, (module, (n, k)) in zip(ends, shapes.items(), strict=True)
-        }
-
-    def _places(self, layer: int) -> Path:
-        return self.folder / f"places-{layer:05}.safetensors"
-
-    def save_state(self, tensors: Mapping[str, NDArray[Any]], step: int) -> None:
-        """What is learned after `step` steps."""
-        _write(self.folder / "tuning.safetensors", tensors, {"step": str(step)})
-
-    def load_state(self) -> tuple[dict[str, NDArray[Any]], int] | None:
-        """What `save_state` was given last."""
-        if not (path := self.folder / "tuning.safetensors").is_file():
-            return None
-        file = SafetensorsFile(path)
-        return {name: file.array(name) for name in file.specs}, int(file.metadata["step"])
-
-    def save_tuned(self, layer: int, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """A tuned block, named as in `save_block`."""
-        _write(self._tuned(layer), tensors, {})
-
-    def save_tuning(self, report: Mapping[str, Any]) -> None:
-        """Tuning is over."""
-        with atomic_file(self.folder / _TUNING) as stream:
-            stream.write(json.dumps(report, indent=2).encode())
-
-    def tuning(self) -> dict[str, Any] | None:
-        """What `save_tuning` was given, if tuning is over."""
-        path = self.folder / _TUNING
-        return dict(json.loads(path.read_text())) if path.is_file() else None
-
-    def _tuned(self, layer: int) -> Path:
-        return self.folder / f"tuned-{layer:05}.safetensors"
 
     # -- hidden states ------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from quantize.part_tensors import JoinedTensors
 from quantize.torch_ops import TorchOps, batch_step
 
 STEP_TOKENS = 2048  # of a step, in whole sequences
-_REACH = 0.5  # of a step of the grid: how far all updates together can move a weight
-_STRETCH = 0.01  # how far they can move a scale, as a share of itself
+_REACH = 0.25  # of a step of the grid: how far all updates together can move a weight
+_STRETCH = 0.05  # how far they can move a scale, as a share of itself
 _JUDGED = 8  # sequences on which the block is compared before and after
 
 
@@ -89,7 +89,6 @@ def reconstruct(
     for name, linear in learned.items():
         if after < before:
             result.linears[name] = linear.stored()
-            result.places[name] = linear.place.flatten(1)
         else:
             values[f"{name}.weight"] = torch.from_numpy(dequantize(result.linears[name])).to(device)
     result.values.update(values)

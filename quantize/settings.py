@@ -10,7 +10,6 @@ from edgevl.errors import UsageError
 from edgevl.models.names import text_parts
 
 GROUP_SIZES = (128, 64, 32)
-TUNED = 4  # times as many sequences are tuned on as scales and clips are searched on
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,12 @@ class Recipe:
     value_scale: bool = True  # v -> o under GQA
     clip: bool = True
     reconstruct: int = 16  # steps in which each block learns to give what the float model has after it
-    tune: int = 0  # passes in which codes, scales and norms are tuned end to end
 
 
 EFFORTS = {
     "fast": Recipe(reconstruct=0),
     "balanced": Recipe(),
-    "best": Recipe(reconstruct=48, tune=2),
+    "best": Recipe(reconstruct=96),
 }
 
 
@@ -38,7 +36,7 @@ class QuantizeSettings:
 
     group_size: int | None = None  # Q, in-features; None: the largest that divides every width
     scheme: str = "asym"  # "asym" | "sym"
-    effort: str = "balanced"  # "fast": AWQ; "balanced": and rounding learns; "best": longer, and tuned end to end
+    effort: str = "balanced"  # "fast": AWQ; "balanced": and codes and scales learn; "best": longer
     calibration: str | None = None  # None: "mixed" for a vision-language model, "text" for a language model
     samples: int = 32  # sequences
     length: int = 512  # tokens of each
@@ -65,11 +63,6 @@ class QuantizeSettings:
             raise UsageError(f"--samples {self.samples} leaves nothing to calibrate on; use at least 1, better 32")
         if self.length < 16:
             raise UsageError(f"sequences of {self.length} tokens are too short to calibrate on; use at least 16")
-
-    @property
-    def drawn(self) -> int:
-        """Calibration sequences that are drawn: tuning takes more than the search for scales and clips."""
-        return TUNED * self.samples if self.chosen.tune else self.samples
 
     @property
     def paths(self) -> int:
