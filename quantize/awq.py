@@ -27,8 +27,8 @@ from quantize.rounding import Scheme, decode, encode, fake_quantize, fit_grid, g
 from quantize.settings import Recipe
 from quantize.torch_ops import TorchOps, batch_step
 
-_RATIOS = 20  # tried for each kind of scale
-_FINALISTS = 6  # of the candidates tried on few tokens, those tried again on all sample tokens
+_RATIOS = 10  # tried for each kind of scale
+_FINALISTS = 4  # of the candidates tried on few tokens, those tried again on all sample tokens
 _SHRINKS = 10  # steps of 5 % of the range: 0..45 %
 
 

@@ -57,7 +57,7 @@ def _needs(config: TextConfig, settings: QuantizeSettings) -> tuple[int, int]:
     block, search = _block(config) * 4, _COPIES * 2 * f * c * 4
     fixed = _LIBRARIES + _held(config, settings) + 2 * block + search + SAMPLE_TOKENS * (3 * c + f) * 4
     length = max(settings.length, min(512, config.max_positions) if settings.measure else 0)
-    return fixed, length * (4 * f + 2 * qkv + 6 * c) * 4
+    return fixed, length * (7 * f + 3 * qkv + 8 * c) * 4
 
 
 def _block(config: TextConfig) -> int:

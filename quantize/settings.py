@@ -20,7 +20,7 @@ class Recipe:
     weight_aware: bool = True  # and by activations and weights
     value_scale: bool = True  # v -> o under GQA
     clip: bool = True
-    reconstruct: int = 16  # steps in which each block learns to give what the float model has after it
+    reconstruct: int = 24  # steps in which each block learns to give what the float model has after it
 
 
 EFFORTS = {
