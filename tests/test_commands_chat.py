@@ -121,7 +121,7 @@ def test_sampling_follows_the_seed(run, root: Path) -> None:
         (("b", "-p", "x", "--seed", "-3"), ("-3",)),
         (("b", "-p", "x", "--system", "\udcff"), ("--system", "UTF-8")),
         (("b", "-p", "\udcff"), ("UTF-8",)),
-        (("b", "-p", "word " * 500), ("384", "--context")),
+        (("b", "-p", "word " * 500), ("384", "1520", "1024")),
         (("text", "-p", "x", "-i", "picture 0.png"), ("eyes",)),
         (("text", "-p", "x", "--max-tiles", "2"), ("eyes", "--max-tiles")),
     ],
@@ -194,7 +194,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(run, root: Path, monkeypa
     assert code == 0
     assert "stopped" in err
     assert out == "half\x1b[2J\nhalf\x1b[2J\n"  # a file gets the model's own characters
-    assert [m.parts for m in asked[1].messages] == [("one",), ("half\x1b[2J",), ("two",)]
+    assert [m.text for m in asked[1].messages] == ["one", "half\x1b[2J", "two"]
 
 
 def test_ctrl_c_ends_a_single_question_with_130(run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from PIL import Image
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
+from edgevl.conversation import AnswerSettings, Conversation
 from edgevl.engine import Delta, Engine, Request, Result, Sampling
 from edgevl.errors import CapacityError, PromptError, UsageError
 from edgevl.image import Picture, load_image
-from edgevl.prompt import Message
+from edgevl.prompt import Message, Said
+from edgevl.runner import F32, I32
+from edgevl.view import PictureView
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,104 @@ def test_many_pictures_share_the_context(bundles: dict[str, Path]) -> None:
     assert result.tokens["prompt"] < 384
     with pytest.raises(PromptError, match="4"):
         ask(engine, user(*wide, picture(9), "Compare."))
+
+
+class Counted:
+    """A runner's steps, counted: tokens into the decoder, tiles into the tower."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens = self.tiles = 0
+        decode, vision = engine.runner.decode, engine.runner.vision
+
+        def counted_decode(tokens: I32, *rest: Any) -> F32:
+            self.tokens += tokens.size
+            return decode(tokens, *rest)
+
+        def counted_vision(pixels: Any) -> F32:
+            self.tiles += len(pixels)
+            return vision(pixels)
+
+        monkeypatch.setattr(engine.runner, "decode", counted_decode)
+        monkeypatch.setattr(engine.runner, "vision", counted_vision)
+
+
+def test_a_turn_costs_its_new_tokens_and_no_tile(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.open(bundles["vl4"], 1)
+    conversation = Conversation(engine, AnswerSettings("Be brief.", max_tokens=7), lambda text: None)
+    conversation.attach(picture())
+    counted = Counted(engine, monkeypatch)
+    held = 0
+    for question in ("What is it?", "Are you sure?", "And the colour, please?"):
+        before = counted.tokens
+        result = list(conversation.ask(question))[-1]
+        assert isinstance(result, Result)
+        assert result.tokens["reused"] == held
+        # a stop token is the template's own; the last token of a cut answer goes in with the next question
+        answer = result.tokens["generated"] - (result.finish_reason == "length")
+        assert counted.tokens - before == result.tokens["prompt"] - held + answer
+        held = result.tokens["prompt"] + answer
+    assert counted.tiles == engine.budget.parts(conversation.messages)["pictures"] // 4
+    assert all(isinstance(m.parts[0], Said) for m in conversation.messages if m.role == "assistant")
+
+
+def test_reuse_changes_nothing(bundles: dict[str, Path]) -> None:
+    engine = Engine.open(bundles["vl4"], 1)
+    conversation = Conversation(engine, AnswerSettings(max_tokens=9), lambda text: None)
+    conversation.attach(picture())
+    first, second = (list(conversation.ask(text))[-1] for text in ("What is it?", "Are you sure?"))
+    history = conversation.messages[:-1]
+    fresh = ask(Engine.open(bundles["vl4"], 1), *history, max_tokens=9)
+    assert isinstance(first, Result) and isinstance(second, Result)
+    assert (first.tokens["reused"], fresh.tokens["reused"]) == (0, 0)
+    assert second.tokens["reused"] > first.tokens["prompt"]
+    assert second.token_ids == fresh.token_ids
+
+
+def test_the_conversation_outgrows_the_context(bundles: dict[str, Path]) -> None:
+    engine, told = Engine.open(bundles["vl"], 1), list[str]()
+    conversation = Conversation(engine, AnswerSettings(max_tokens=20), told.append)
+    conversation.attach(picture())
+    for number in range(12):
+        result = list(conversation.ask(f"This is question {number}. " * 3))[-1]
+        assert isinstance(result, Result)
+        assert result.tokens["prompt"] + 20 <= 384
+    assert any("picture" in loss for loss in told)
+    assert conversation.turns < 12
+    with pytest.raises(CapacityError, match="384"):
+        list(conversation.ask("word " * 300))
+    assert conversation.turns > 0  # what was said before survives a question that can never fit
+
+
+def test_a_picture_keeps_its_tiles_for_the_whole_conversation(bundles: dict[str, Path]) -> None:
+    engine = Engine.open(bundles["vl"], 1)
+    conversation = Conversation(engine, AnswerSettings(max_tokens=2), lambda text: None)
+    conversation.attach(picture(0, (400, 300)))
+    list(conversation.ask("What is it?"))
+    conversation.attach(picture(1, (400, 300)))
+    conversation.attach(picture(2, (400, 300)))
+    result = list(conversation.ask("And these?"))[-1]
+    assert isinstance(result, Result)
+    first, second, third = (view for message in conversation.messages for view in message.shown)
+    assert isinstance(first, PictureView) and isinstance(second, PictureView) and isinstance(third, PictureView)
+    assert result.tokens["reused"] > 4 * first.tiles(engine.config.vision)
+    assert second.tiling == third.tiling
+
+
+def test_embeddings_outlive_the_engine_on_request(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles, answers = [], []
+    for damage in (False, False, True):
+        engine = Engine.open(bundles["vl"], 1)
+        engine.embeddings.keep_on_disk(tmp_path / "kept", engine.bundle.digest)
+        if damage:
+            for file in (tmp_path / "kept").iterdir():
+                file.write_bytes(file.read_bytes()[:-8])
+        counted = Counted(engine, monkeypatch)
+        answers.append(ask(engine, user(picture(), "What is it?")).token_ids)
+        tiles.append(counted.tiles)
+    assert tiles[0] > 0 and tiles[1:] == [0, tiles[0]]
+    assert answers[0] == answers[1] == answers[2]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        engine.embeddings.keep_on_disk(tmp_path / "file" / "x", "")

@@ -56,7 +56,7 @@ class EngineCaptioner:
 
     def _forget(self) -> None:
         """No frame of a camera comes twice, so that keeping its embeddings would only fill memory."""
-        self._engine._embeddings.clear()
+        self._engine.embeddings.clear()
 
     def warm_up(self) -> None:
         """Run every part of the model once, so that the first caption is as fast as the others."""
