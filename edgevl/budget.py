@@ -17,6 +17,8 @@ from edgevl.tiling import image_cost, ladder
 from edgevl.tokenizer import Tokenizer
 from edgevl.view import PictureView, Shown, Video, VideoView, View
 
+_BLIND = "this bundle holds a language model without eyes; ask without pictures"
+_FEWEST_FRAMES, _MOST_FRAMES = 8, 32  # of a video, unless the user says
 _ANSWER_SHARE = 4  # at most one part of so many of the context is kept free for the answer
 
 
@@ -70,7 +72,7 @@ class Budget:
         shown = [part for message in messages for part in message.shown]
         vision, tiling = self._config.vision, tiling or self._config.tiling
         if shown and vision is None:
-            raise PromptError("this bundle holds a language model without eyes; ask without pictures")
+            raise PromptError(_BLIND)
         text = len(self._prompts.build(messages, [0] * len(shown)).token_ids)
         if not shown or vision is None or tiling is None:
             if text >= self.context:
@@ -87,15 +89,34 @@ class Budget:
             raise self._refusal(settled, tokens)
         return Settled(settled, tokens, tuple(_notes(shown, views, tiling, vision, self.context, pace, text)))
 
+    def frames(self, asked: int | None, held: Sequence[Message], max_tokens: int) -> int:
+        """Frames to take of a video that is shown after the settled messages `held`.
+
+        As many as were `asked` for; otherwise what is left of the context, at least 8 (old turns leave for them) and at
+        most 32. Raises `CapacityError` for more than the whole context holds.
+        """
+        assert self._config.vision is not None
+        each = self._config.vision.tile_tokens
+        if asked is None:
+            left = self.context - sum(self.parts(held).values()) - self.room(max_tokens)
+            return max(min(left // each, _MOST_FRAMES), _FEWEST_FRAMES)
+        if asked * each >= self.context:
+            raise CapacityError(
+                f"{asked} frames need {asked * each} tokens, this bundle holds {self.context} in and out together; "
+                f"at most --frames {(self.context - 1) // each}, or build with a larger --context"
+            )
+        return asked
+
     def tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of the prompt of settled messages."""
+        """Tokens of the prompt of settled messages. Raises `PromptError` like `PromptBuilder.build`."""
         return len(self._prompts.build(messages, self.rows(messages)).token_ids)
 
     def rows(self, messages: Sequence[Message]) -> list[int]:
-        """Rows of embeddings that each view of settled messages takes, in order."""
+        """Rows of embeddings that each view of settled messages takes, in order. Raises `PromptError` without eyes."""
         vision = self._config.vision
         shown = [part for message in messages for part in message.shown]
-        assert vision is not None or not shown, "settled messages to a model without eyes"
+        if shown and vision is None:
+            raise PromptError(_BLIND)
         return [] if vision is None else [_rows(part, vision) for part in shown]
 
     def parts(self, messages: Sequence[Message]) -> dict[str, int]:
@@ -116,7 +137,7 @@ class Budget:
                     counts["video" if isinstance(part, VideoView) else "pictures"] += next(rows)
         asked = messages[:-1] if messages and messages[-1].role == "assistant" else messages
         last = sum(len(part.token_ids) for m in messages[len(asked) :] for part in m.parts if isinstance(part, Said))
-        template = self.tokens(asked) + last - sum(counts.values()) if asked else 0
+        template = self.tokens(asked) + last - sum(counts.values()) if any(m.role == "user" for m in asked) else 0
         return {**counts, "template": max(0, template)}
 
     def _refusal(self, messages: Sequence[Message], tokens: int) -> CapacityError:

@@ -7,7 +7,7 @@ Called by `edgevl chat`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 from edgevl.budget import Budget, Pace
 from edgevl.config import TilingConfig
 from edgevl.engine import Delta, Request, Result, Sampling
-from edgevl.errors import UsageError
+from edgevl.errors import PromptError, UsageError
 from edgevl.image import Picture
 from edgevl.prompt import MAX_IMAGES, MAX_VIDEOS, Message, Said
 from edgevl.view import Shown, Video, VideoView
@@ -53,7 +53,7 @@ class Conversation:
     """One user's talk with one engine. `notify` is given one sentence for everything that the user should know."""
 
     def __init__(self, engine: Answerer, settings: AnswerSettings, notify: Callable[[str], None]) -> None:
-        self._engine, self._settings, self._notify = engine, settings, notify
+        self._engine, self.settings, self._notify = engine, settings, notify
         self._turns: list[Turn] = []
         self._pending: list[Picture | Video] = []
         self.last: Result | None = None  # of the last finished answer
@@ -74,9 +74,8 @@ class Conversation:
         kind = "video" if isinstance(shown, Video) else "picture"
         waiting = sum(isinstance(other, Video) == isinstance(shown, Video) for other in self._pending)
         if waiting == most:
-            raise UsageError(
-                f"{most} {kind}{'s' * (most != 1)} wait for a question already, which is the most; ask first"
-            )
+            what = f"{most} {kind}s wait" if most != 1 else f"a {kind} waits"
+            raise UsageError(f"{what} for a question already, which is the most; ask first")
         self._pending.append(shown)
 
     def reset(self) -> None:
@@ -84,13 +83,28 @@ class Conversation:
         self._turns, self._pending, self.last = [], [], None
         self._engine.reset()
 
+    def restore(self, messages: Sequence[Message]) -> None:
+        """Go on from settled messages, as `messages` gave them; their system message counts from now on.
+
+        Raises `PromptError` for messages that are no conversation, and then nothing has changed.
+        """
+        first = messages[0] if messages and messages[0].role == "system" else None
+        turns = messages[1:] if first is not None else messages
+        if [m.role for m in turns] != ["user", "assistant"] * (len(turns) // 2):
+            raise PromptError("the saved messages are no questions with their answers; save the conversation again")
+        if turns:
+            self._engine.budget.tokens(messages[:-1])  # refuses what this model cannot be shown
+        self.reset()
+        self.settings = replace(self.settings, system=None if first is None else first.text)
+        self._turns = list(zip(turns[::2], turns[1::2], strict=True))
+
     def ask(self, text: str) -> Generator[Delta | Result, None, None]:
         """Stream the answer to `text` and the attached pictures.
 
         Closed early, the answer stays in the history as far as it came; without a token, or on an error, the question
         is forgotten and its pictures wait for the next one. Raises what the engine raises.
         """
-        s, budget = self._settings, self._engine.budget
+        s, budget = self.settings, self._engine.budget
         asked = Message("user", (*self._pending, text) if text else tuple(self._pending))
         settled = budget.settle((*self._system(), asked), s.tiling, s.max_tokens, s.pace)
         question = settled.messages[-1]
@@ -119,7 +133,7 @@ class Conversation:
                 self._pending = []
 
     def _system(self) -> tuple[Message, ...]:
-        return (Message("system", (self._settings.system,)),) if self._settings.system else ()
+        return (Message("system", (self.settings.system,)),) if self.settings.system else ()
 
     def _fitting(self, question: Message) -> tuple[list[Turn], list[str]]:
         """The last turns for which there is room beside `question`, and what to tell of the others.
@@ -134,7 +148,7 @@ class Conversation:
             if lost:
                 limit = f"{most} {noun}{'s' * (most != 1)}"
                 losses.append(f"The model sees at most {limit}; the oldest {_count(lost, noun)} dropped.")
-        most = budget.context - budget.room(self._settings.max_tokens)
+        most = budget.context - budget.room(self.settings.max_tokens)
 
         def tokens() -> int:
             before = (message for turn in turns for message in turn)

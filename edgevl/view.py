@@ -7,6 +7,7 @@ text and no budget (`edgevl.budget` chooses views). Called by the prompt, the bu
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +70,13 @@ class VideoView:
     def cut(self, vision: VisionConfig) -> NDArray[np.uint8]:
         """The tiles, (count, S, S, 3)."""
         return self.video.frames[spread(len(self.video.frames), self.count)]
+
+
+def make_video(frames: NDArray[np.uint8], name: str, seconds: float, notes: tuple[str, ...]) -> Video:
+    """A video of frames (F, S, S, 3)."""
+    digest = hashlib.sha256(f"{frames.shape} RGB ".encode())
+    digest.update(frames.tobytes())
+    return Video(frames, name, seconds, notes, digest.hexdigest())
 
 
 View = PictureView | VideoView

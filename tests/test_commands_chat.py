@@ -210,8 +210,8 @@ def test_ctrl_c_ends_a_single_question_with_130(run, root: Path, monkeypatch: py
 def test_a_terminal_is_spared_control_characters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgevl.commands.chat import _print
+    from edgevl.terminal import show_text
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    _print("a\x1b]0;title\x07\tb\n\x9b2J\r é")
+    show_text("a\x1b]0;title\x07\tb\n\x9b2J\r é")
     assert capsys.readouterr().out == "a]0;title\tb\n2J é"

@@ -1,6 +1,6 @@
 """Decoded frames of a camera, stream, pipeline or video file, by PyAV. Nothing is reconnected here.
 
-Called by `edgevl.camera.capture` (live) and `edgevl.camera.video_file` (files).
+Called by `edgevl.camera.capture` (live), `edgevl.camera.files` and `edgevl.video` (files).
 """
 
 from __future__ import annotations
@@ -62,11 +62,49 @@ def live_frames(source: Source, silence: float) -> Iterator[Iterator[VideoFrame]
         yield _decode(container, source.name, source)
 
 
-def decode_file(path: str) -> Iterator[VideoFrame]:
-    """The frames of a video file, in order; what of a broken tail can be decoded.
+def decode_file(path: str, only_keys: bool = False) -> Iterator[VideoFrame]:
+    """The frames of a video file, in order; what of a broken tail can be decoded. `only_keys`: key frames alone, fast.
 
     Raises `UsageError` for a file that cannot be opened or has no video.
     """
+    with _open_file(path) as container:
+        if only_keys and container.streams.video:
+            container.streams.video[0].codec_context.skip_frame = "NONKEY"
+        try:
+            yield from _decode(container, path)
+        except SourceLostError:
+            return  # a broken tail
+
+
+def frame_places(path: str) -> tuple[list[int], list[int], float]:
+    """When the frames of a video file are shown, and the key frames among them, both in order; nothing is decoded.
+
+    In units of the last result, seconds; where the file tells no times, the numbers of the frames, and 0 seconds.
+    Raises like `decode_file`.
+    """
+    av = load_av()
+    places: list[int] = []
+    keys: list[int] = []
+    timed = True
+    with _open_file(path) as container:
+        _check_video(container, path)
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0 or packet.is_discard:
+                    continue  # the end; what an edit list leaves out
+                timed = timed and packet.pts is not None
+                places.append(packet.pts if timed else len(places))
+                if packet.is_keyframe:
+                    keys.append(places[-1])
+        except (av.FFmpegError, OSError, ValueError):
+            pass  # a broken tail
+        unit = float(stream.time_base or 0)
+    return (sorted(places), sorted(keys), unit) if timed else (list(range(len(places))), [], 0.0)
+
+
+@contextmanager
+def _open_file(path: str) -> Iterator[Any]:
     av = load_av()
     try:
         container = av.open(path, options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)})
@@ -75,10 +113,7 @@ def decode_file(path: str) -> Iterator[VideoFrame]:
             f"{path} is no video that can be read ({_reason(error)}); give a picture, a video or a folder"
         ) from error
     with container:
-        try:
-            yield from _decode(container, path)
-        except SourceLostError:
-            return  # a broken tail
+        yield container
 
 
 def to_image(frame: VideoFrame) -> Image:
@@ -127,8 +162,7 @@ def split_pipeline(source: Source) -> list[str]:
 
 def _decode(container: Any, name: str, source: Source | None = None) -> Iterator[VideoFrame]:
     av = load_av()
-    if not container.streams.video:
-        raise UsageError(f"{name} has no video in it, only other streams; give one that has")
+    _check_video(container, name)
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads by frame would keep frames back
     bad = 0
@@ -151,6 +185,11 @@ def _decode(container: Any, name: str, source: Source | None = None) -> Iterator
             if not frame.is_corrupt:
                 yield frame
     raise SourceLostError(f"{name} ended")
+
+
+def _check_video(container: Any, name: str) -> None:
+    if not container.streams.video:
+        raise UsageError(f"{name} has no video in it, only other streams; give one that has")
 
 
 @contextmanager
