@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from edgevl.config import ModelConfig, TilingConfig, VisionConfig
 from edgevl.errors import CapacityError, PromptError
 from edgevl.image import Picture
+from edgevl.pace import Pace
 from edgevl.prompt import Message, Part, PromptBuilder, Said
 from edgevl.tiling import image_cost, ladder
 from edgevl.tokenizer import Tokenizer
@@ -20,24 +21,6 @@ from edgevl.view import PictureView, Shown, Video, VideoView, View
 _BLIND = "this bundle holds a language model without eyes; ask without pictures"
 _FEWEST_FRAMES, _MOST_FRAMES = 8, 32  # of a video, unless the user says
 _ANSWER_SHARE = 4  # at most one part of so many of the context is kept free for the answer
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How soon the first token is wanted, and what this machine was measured to take."""
-
-    first_token: float  # seconds
-    tile_seconds: float  # of the vision tower
-    token_seconds: float  # of prefill
-
-    def tiles(self, text_tokens: int, tile_tokens: int) -> int:
-        """The most tiles for which the first token comes in time; 0 when not even one."""
-        left = self.first_token - text_tokens * self.token_seconds
-        return max(0, int(left / (self.tile_seconds + tile_tokens * self.token_seconds)))
-
-    def seconds(self, text_tokens: int, tiles: int, tile_tokens: int) -> float:
-        """When the first token comes, roughly."""
-        return tiles * self.tile_seconds + (text_tokens + tiles * tile_tokens) * self.token_seconds
 
 
 @dataclass(frozen=True)
@@ -145,9 +128,7 @@ class Budget:
         needed = -(-(tokens + 1) // 64) * 64
         trained = self._config.text.max_positions
         shorter = "shorten the text" if not any(m.shown for m in messages) else "send less text or fewer pictures"
-        way = (
-            f", or build with --context {needed} or more" if needed <= trained else f", for the model ends at {trained}"
-        )
+        way = f", or build with --context {needed} or more" if needed <= trained else f"; the model ends at {trained}"
         return CapacityError(
             f"the prompt needs {tokens} tokens ({parts}), this bundle holds {self.context} in and out together; "
             f"{shorter}{way}"
@@ -165,7 +146,7 @@ def _finest(shown: list[Shown], tiling: TilingConfig, vision: VisionConfig, most
     for step in ladder(tiling):
         cut = replace(tiling, max_tiles=step)
         left = most - sum(image_cost(*part.size, cut, vision).tiles for part in shown if isinstance(part, Picture))
-        if left >= sum(max(1, count * step // tiling.max_tiles) for count in frames):
+        if left >= sum(count * step // tiling.max_tiles if step > 1 else 1 for count in frames):
             return step, max(left, 1)
     return None
 

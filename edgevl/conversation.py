@@ -12,11 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from edgevl.budget import Budget, Pace
+from edgevl.budget import Budget
 from edgevl.config import TilingConfig
 from edgevl.engine import Delta, Request, Result, Sampling
 from edgevl.errors import PromptError, UsageError
 from edgevl.image import Picture
+from edgevl.pace import Pace
 from edgevl.prompt import MAX_IMAGES, MAX_VIDEOS, Message, Said
 from edgevl.view import Shown, Video, VideoView
 

@@ -136,3 +136,12 @@ def test_a_saved_picture_is_not_shown_to_a_model_without_eyes(root: Path, tmp_pa
     assert result.exit_code == 2
     assert "eyes" in result.stderr
     assert "turns: 1" in result.stderr  # the conversation that was there is still there
+
+
+def test_a_first_token_that_is_wanted_soon_takes_one_tile(root: Path) -> None:
+    asked = ("-i", root / "picture.png", "-p", "What?", "--json")
+    soon, late = (json.loads(chat(root / "b", "--first-token", t, *asked).stdout) for t in ("0.001ms", "1h"))
+    assert soon["tokens"]["image"] == 4 < late["tokens"]["image"]
+    assert any("fewer is not possible" in note for note in soon["notes"])
+    result = chat(root / "text", "--first-token", "1s", "-p", "What?")
+    assert "--first-token" in str(result.exception)

@@ -13,6 +13,7 @@ import click
 
 from edgevl.console import note, print_json
 from edgevl.errors import UsageError
+from edgevl.quantities import duration
 from edgevl.terminal import check_text, show_text, waiting
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context 
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @click.option("--max-tokens", type=int, default=1024, show_default=True, help="Longest answer.")
 @click.option("--max-tiles", type=int, help="Most tiles of a picture; default: the model's own.")
+@click.option("--first-token", type=duration, help="Fewer tiles, so that the first token comes in this time: 1s.")
 @click.option("--tiling", type=click.Choice(["hf", "native"]), help="How pictures are cut; default: the model's own.")
 @click.option("--embeddings", type=click.Path(path_type=Path), help="Keep embeddings in this folder, for later runs.")
 @click.option("--threads", type=int, help="Default: every core.")
@@ -52,6 +54,7 @@ def command(
     seed: int,
     max_tokens: int,
     max_tiles: int | None,
+    first_token: float | None,
     tiling: str | None,
     embeddings: Path | None,
     threads: int | None,
@@ -67,6 +70,7 @@ def command(
     from edgevl.dialogue import Dialogue, answer_to, open_video, tell
     from edgevl.engine import Engine, Sampling, with_max_tiles
     from edgevl.image import load_image
+    from edgevl.pace import measure_pace
     from edgevl.prompt import MAX_IMAGES
     from edgevl.video import check_file
 
@@ -90,10 +94,13 @@ def command(
     with waiting("loading the model"):
         engine = Engine.open(bundle, threads, backend)
     own = engine.config.tiling
-    if own is None and (max_tiles is not None or tiling is not None):
-        raise UsageError("this bundle holds a language model without eyes; leave out --max-tiles and --tiling")
+    if own is None and (max_tiles is not None or tiling is not None or first_token is not None):
+        raise UsageError(
+            "this bundle holds a language model without eyes; leave out --max-tiles, --tiling and --first-token"
+        )
     cut = None if own is None else with_max_tiles(own, max_tiles, tiling)
-    conversation = Conversation(engine, AnswerSettings(system, sampling, max_tokens, cut), note)
+    pace = None if first_token is None else measure_pace(engine.runner, engine.config, first_token)
+    conversation = Conversation(engine, AnswerSettings(system, sampling, max_tokens, cut, pace), note)
     if embeddings is not None:
         engine.embeddings.keep_on_disk(embeddings, engine.bundle.digest)
     for picture in pictures:
