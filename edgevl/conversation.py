@@ -48,6 +48,7 @@ class AnswerSettings:
     max_tokens: int = 1024
     tiling: TilingConfig | None = None
     pace: Pace | None = None
+    lookup: bool = True
 
 
 class Conversation:
@@ -111,7 +112,7 @@ class Conversation:
         question = settled.messages[-1]
         turns, losses = self._fitting(question)
         before = (message for turn in turns for message in turn)
-        request = Request((*self._system(), *before, question), s.sampling, s.max_tokens, s.tiling)
+        request = Request((*self._system(), *before, question), s.sampling, s.max_tokens, s.tiling, s.lookup)
         said: list[Delta] = []
         result: Result | None = None
         try:

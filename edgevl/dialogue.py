@@ -120,7 +120,7 @@ class Dialogue:
             _account("", [last])
             used = step_bytes(self._engine.bundle, last.tokens["prompt"] + last.tokens["generated"] // 2)
             if last.seconds["decode"] > 0:
-                rate = used * last.tokens["generated"] / last.seconds["decode"]
+                rate = used * last.tokens["steps"] / last.seconds["decode"]
                 note(f"bandwidth used in decoding: {rate / 1e9:.1f} GB/s")
         if self._finished:
             _account(f"session, {len(self._finished)} finished: ", self._finished)
@@ -141,12 +141,12 @@ _NEEDED = {
 
 def _account(whose: str, results: list[Result]) -> None:
     """The tokens and seconds of answers together, each line beginning with `whose`."""
-    t = {k: sum(r.tokens.get(k, 0) for r in results) for k in ("prompt", "image", "reused", "generated")}
+    t = {k: sum(r.tokens.get(k, 0) for r in results) for k in ("prompt", "image", "reused", "generated", "steps")}
     s = {k: sum(r.seconds.get(k, 0.0) for r in results) for k in ("vision", "prefill", "decode")}
     speed = t["generated"] / s["decode"] if s["decode"] > 0 else 0.0
     note(
         f"{whose}tokens: {t['prompt']} prompt ({t['image']} of pictures, {t['reused']} reused), "
-        f"{t['generated']} generated"
+        f"{t['generated']} generated in {t['steps']} steps"
     )
     note(
         f"{whose}seconds: {s['vision']:.2f} vision, {s['prefill']:.2f} prefill, {s['decode']:.2f} decode "

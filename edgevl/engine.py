@@ -18,7 +18,9 @@ from edgevl.bundle import Bundle
 from edgevl.config import ModelConfig, TilingConfig
 from edgevl.embeddings import Embeddings
 from edgevl.errors import BundleError, UsageError
+from edgevl.generation import Generation, Key
 from edgevl.golden import check_golden
+from edgevl.lookup import Lookup
 from edgevl.prefill import feed
 from edgevl.prompt import Message, Prompt, PromptBuilder
 from edgevl.runner import F32, Limits, Runner
@@ -27,9 +29,6 @@ from edgevl.tokenizer import StreamDecoder, Tokenizer
 from edgevl.view import View
 
 __all__ = ["Delta", "Engine", "Request", "Result", "Sampling"]
-
-# What a place in the KV cache holds: a token id, or one row of one picture's embeddings.
-Key = int | tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 1024
     tiling: TilingConfig | None = None  # None: the model's own
+    lookup: bool = True  # guess tokens from the prompt; the answer is the same, and sooner there where it copies
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Result:
     text: str
     token_ids: tuple[int, ...]  # without the stop token
     finish_reason: str  # "stop" | "length"
-    tokens: dict[str, int]  # prompt, image, generated, reused
+    tokens: dict[str, int]  # prompt, image, generated, reused, steps of decoding
     seconds: dict[str, float]  # vision, prefill, decode
     notes: tuple[str, ...] = ()
 
@@ -118,28 +118,23 @@ class Engine:
         self._held = list(keys)
         filled = time.perf_counter()
 
-        sampler, decoder = Sampler(request.sampling), StreamDecoder(self.tokenizer)
+        decoder = StreamDecoder(self.tokenizer)
         room = min(request.max_tokens, self.limits.context - len(ids) + 1)
         tokens: list[int] = []
         pieces: list[str] = []
-        reason = "length"
-        while True:
-            token = sampler.pick(logits[0, : self.config.tokens.size])
-            if token in self.config.tokens.stop:
-                reason = "stop"
-                break
+        lookup = Lookup(ids) if request.lookup else None
+        answer = Generation(self.runner, Sampler(request.sampling), self.config.tokens, lookup)
+        for token in answer.run(logits, self._held, room):
             tokens.append(token)
             pieces.append(decoder.push(token))
             yield Delta(token, pieces[-1])
-            if len(tokens) >= room:
-                break
-            logits = feed(self.runner, [token], len(self._held), None, 1)
-            self._held.append(token)
+        reason = "stop" if answer.stopped else "length"
         tail = decoder.flush()
         if tail:
             pieces.append(tail)
         image_tokens = sum(count for _, count, _ in prompt.images)
         counts = {"prompt": len(ids), "image": image_tokens, "generated": len(tokens), "reused": reused}
+        counts["steps"] = answer.steps
         seconds = {"vision": looked - start, "prefill": filled - looked, "decode": time.perf_counter() - filled}
         if reason == "length" and room < request.max_tokens:
             notes = (*notes, f"the answer was cut at the plan's {self.limits.context} tokens of context")

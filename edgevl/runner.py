@@ -54,3 +54,11 @@ class Runner(Protocol):
     def planned_bytes(self) -> int:
         """Weights and arena, as the plan counts them."""
         ...
+
+
+def alike_rows(runner: Runner) -> int:
+    """The most tokens of a step whose logits are, bit by bit, those of steps of one token each.
+
+    A backend promises it as an attribute `alike_rows`; one that says nothing promises a single token.
+    """
+    return int(getattr(runner, "alike_rows", 1))

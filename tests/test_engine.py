@@ -63,7 +63,7 @@ def test_cpu_and_reference_give_the_same_tokens(bundles: dict[str, Path], name: 
     answers = [ask(Engine.open(bundles[name], 2, backend), user(*parts)) for backend in ("cpu", "reference")]
     assert answers[0].token_ids == answers[1].token_ids
     assert len(answers[0].token_ids) > 0
-    assert answers[0].tokens == answers[1].tokens
+    assert {**answers[0].tokens, "steps": 0} == {**answers[1].tokens, "steps": 0}
 
 
 def test_a_second_question_costs_only_its_own_tokens(bundles: dict[str, Path]) -> None:
@@ -150,7 +150,7 @@ class Counted:
 
 def test_a_turn_costs_its_new_tokens_and_no_tile(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine.open(bundles["vl4"], 1)
-    conversation = Conversation(engine, AnswerSettings("Be brief.", max_tokens=7), lambda text: None)
+    conversation = Conversation(engine, AnswerSettings("Be brief.", max_tokens=7, lookup=False), lambda text: None)
     conversation.attach(picture())
     counted = Counted(engine, monkeypatch)
     held = 0

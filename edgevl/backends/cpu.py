@@ -17,7 +17,7 @@ from edgevl._native import Plan
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import CapacityError, UsageError
 from edgevl.layouts import StoredWeight
-from edgevl.memory import ALIGN, KEY_LANES, MemoryPlan, max_counts, plan_memory
+from edgevl.memory import ALIGN, GEMV_ROWS, KEY_LANES, MemoryPlan, max_counts, plan_memory
 from edgevl.recorder import Buffer, Graph, Node, WeightRef, record_decoder, record_vision
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import F32, I32, Limits
@@ -219,6 +219,8 @@ class _Program:
 
 class CpuRunner:
     """A `Runner` on the processor's own cores. Not to be called from two threads at once."""
+
+    alike_rows = GEMV_ROWS  # so many tokens take the same kernels, and the same sums, as a single one
 
     def __init__(self, config: ModelConfig, limits: Limits, weights: Weights, threads: int | None = None) -> None:
         """Plan, allocate and lower everything; nothing is allocated afterwards.

@@ -271,7 +271,8 @@ void Plan::attention(int graph, int q, int positions, int slots, int layer, int 
     require(in.cols == c.heads * c.size, "q must have H·D columns");
     const int32_t* p = as<int32_t>(indices(positions, in.rows, "positions"));
     const int32_t* s = as<int32_t>(indices(slots, in.rows, "slots"));
-    uint8_t* partial = shared_scratch(kSplitItems * c.heads * (c.size + 2) * 4, "attention");
+    const int64_t partials = kDecodeTokens * split_parts(c.context);
+    uint8_t* partial = shared_scratch(partials * c.heads * (c.size + 2) * 4, "attention");
     const int64_t share = c.heads / c.groups;
     need_thread_scratch(flash_floats(c.size, share > kQueryRows ? share : kQueryRows), "attention");
     add(graph, kernels_.attention,

@@ -19,7 +19,7 @@ constexpr int64_t kQueryRows = 96;    // query rows of one attention block
 constexpr int64_t kKeys = 64;         // keys of one attention block
 constexpr int64_t kKeyLanes = 16;     // keys that lie together in the KV cache
 constexpr int64_t kDecodeTokens = 8;  // steps up to this many tokens take the decode path of attention
-constexpr int64_t kSplitItems = 32;   // partial results of a split decode attention, per query head
+constexpr int64_t kSplitItems = 32;   // most partial results of a token's split attention, per query head
 constexpr int64_t kSplitKeys = 256;   // fewest keys of one split
 
 enum class Kind : int { f32, f16, int8, int4 };
@@ -54,6 +54,18 @@ struct Weight {
 
 // Blocks of keys of one slot and KV head.
 static inline int64_t key_blocks(int64_t context) { return (context + kKeyLanes - 1) / kKeyLanes; }
+
+// Keys of each part of a split decode attention. The plan's context alone decides, so that a token's result
+// does not depend on how many others are in the step.
+static inline int64_t split_keys(int64_t context) {
+    const int64_t fair = (context + kSplitItems * kKeys - 1) / (kSplitItems * kKeys) * kKeys;
+    return fair > kSplitKeys ? fair : kSplitKeys;
+}
+
+// The most parts of a token.
+static inline int64_t split_parts(int64_t context) {
+    return (context + split_keys(context) - 1) / split_keys(context);
+}
 
 // Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum.
 static inline int64_t coded_row_bytes(const Weight& w) {

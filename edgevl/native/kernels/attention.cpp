@@ -2,8 +2,8 @@
 //
 // Many tokens: blocks of queries of one KV head go over blocks of keys as matrix products.
 // Few tokens: keys and values are read where they lie; a long context is split between threads and merged in
-// a second phase. How it is split depends on the step alone, never on the number of threads, so results do
-// not either.
+// a second phase. How it is split depends on the plan alone, neither on the number of threads nor on the
+// other tokens of the step, so results do not either.
 #include "flash.h"
 #include "kernels.h"
 
@@ -46,8 +46,7 @@ struct Split {
 Split split_of(const Attention& a, int64_t tokens) {
     int64_t longest = 1;
     for (int64_t t = 0; t < tokens; ++t) longest = larger(longest, int64_t(a.positions[t]) + 1);
-    const int64_t fair = blocks(longest, kSplitItems / tokens);
-    const int64_t keys = larger(kSplitKeys, blocks(fair, kKeys) * kKeys);
+    const int64_t keys = split_keys(a.cache.context);
     return {keys, blocks(longest, keys)};
 }
 
@@ -169,7 +168,8 @@ void merge(const Attention& a, int64_t tokens, int64_t item) {
             total += x[1] * lanes[0];
             for (int64_t d = 0; d < size; ++d) out[d] += x[2 + d] * lanes[0];
         }
-        for (int64_t d = 0; d < size; ++d) out[d] /= total;
+        const float scale = 1.0f / total;  // as get_output does, for a token that fits into one part
+        for (int64_t d = 0; d < size; ++d) out[d] *= scale;
     }
 }
 
