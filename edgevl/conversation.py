@@ -19,6 +19,7 @@ from edgevl.errors import PromptError, UsageError
 from edgevl.image import Picture
 from edgevl.pace import Pace
 from edgevl.prompt import MAX_IMAGES, MAX_VIDEOS, Message, Said
+from edgevl.schema import Schema
 from edgevl.view import Shown, Video, VideoView
 
 Turn = tuple[Message, Message]  # the user's and the assistant's
@@ -48,6 +49,7 @@ class AnswerSettings:
     max_tokens: int = 1024
     tiling: TilingConfig | None = None
     pace: Pace | None = None
+    schema: Schema | None = None
     lookup: bool = True
 
 
@@ -112,7 +114,7 @@ class Conversation:
         question = settled.messages[-1]
         turns, losses = self._fitting(question)
         before = (message for turn in turns for message in turn)
-        request = Request((*self._system(), *before, question), s.sampling, s.max_tokens, s.tiling, s.lookup)
+        request = Request((*self._system(), *before, question), s.sampling, s.max_tokens, s.tiling, s.schema, s.lookup)
         said: list[Delta] = []
         result: Result | None = None
         try:

@@ -25,6 +25,7 @@ from edgevl.prefill import feed
 from edgevl.prompt import Message, Prompt, PromptBuilder
 from edgevl.runner import F32, Limits, Runner
 from edgevl.sampling import Sampler, Sampling
+from edgevl.schema import Schema
 from edgevl.tokenizer import StreamDecoder, Tokenizer
 from edgevl.view import View
 
@@ -39,6 +40,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 1024
     tiling: TilingConfig | None = None  # None: the model's own
+    schema: Schema | None = None  # what the answer is held to
     lookup: bool = True  # guess tokens from the prompt; the answer is the same, and sooner there where it copies
 
 
@@ -107,6 +109,9 @@ class Engine:
         if request.max_tokens < 1:
             raise UsageError(f"max tokens is {request.max_tokens}; it must be at least 1")
         prompt, views, notes = self._prepare(request)
+        room = min(request.max_tokens, self.limits.context - len(prompt.token_ids) + 1)
+        sampler = Sampler(request.sampling)
+        chooser = sampler if request.schema is None else request.schema.chooser(sampler, room)
         start = time.perf_counter()
         embeddings = [self._embed(view) for view in views]
         looked = time.perf_counter()
@@ -119,11 +124,10 @@ class Engine:
         filled = time.perf_counter()
 
         decoder = StreamDecoder(self.tokenizer)
-        room = min(request.max_tokens, self.limits.context - len(ids) + 1)
         tokens: list[int] = []
         pieces: list[str] = []
         lookup = Lookup(ids) if request.lookup else None
-        answer = Generation(self.runner, Sampler(request.sampling), self.config.tokens, lookup)
+        answer = Generation(self.runner, chooser, self.config.tokens, lookup)
         for token in answer.run(logits, self._held, room):
             tokens.append(token)
             pieces.append(decoder.push(token))

@@ -138,7 +138,7 @@ def test_fifty_prompts_are_answered_the_same(bundles: dict[str, Path], name: str
         answers = []
         for lookup in (False, True):
             sampling = Sampling(temperature, 1.0, seed)
-            *_, result = engine.stream(Request((Message("user", parts),), sampling, 40, None, lookup))
+            *_, result = engine.stream(Request((Message("user", parts),), sampling, 40, lookup=lookup))
             assert isinstance(result, Result)
             answers.append(result)
         assert answers[0].token_ids == answers[1].token_ids

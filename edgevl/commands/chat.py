@@ -35,6 +35,7 @@ _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context 
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from this share of probability.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @click.option("--max-tokens", type=int, default=1024, show_default=True, help="Longest answer.")
+@click.option("--schema", type=click.Path(path_type=Path), help="Hold answers to the JSON schema in this file.")
 @click.option("--max-tiles", type=int, help="Most tiles of a picture; default: the model's own.")
 @click.option("--first-token", type=duration, help="Fewer tiles, so that the first token comes in this time: 1s.")
 @click.option("--tiling", type=click.Choice(["hf", "native"]), help="How pictures are cut; default: the model's own.")
@@ -53,6 +54,7 @@ def command(
     top_p: float,
     seed: int,
     max_tokens: int,
+    schema: Path | None,
     max_tiles: int | None,
     first_token: float | None,
     tiling: str | None,
@@ -72,6 +74,7 @@ def command(
     from edgevl.image import load_image
     from edgevl.pace import measure_pace
     from edgevl.prompt import MAX_IMAGES
+    from edgevl.schema import Schema, read_schema
     from edgevl.video import check_file
 
     if as_json and prompt is None:
@@ -87,6 +90,7 @@ def command(
     sampling = Sampling(temperature, top_p, seed)
     text = None if prompt is None else _read_prompt(prompt)
     check_text("--system", system or "")
+    rules = None if schema is None else read_schema(schema)
     pictures = [load_image(path) for path in images]
     if video is not None:
         check_file(video)
@@ -99,8 +103,9 @@ def command(
             "this bundle holds a language model without eyes; leave out --max-tiles, --tiling and --first-token"
         )
     cut = None if own is None else with_max_tiles(own, max_tiles, tiling)
+    held = None if rules is None else Schema(rules, engine.bundle.tokenizer_json(), engine.config.tokens)
     pace = None if first_token is None else measure_pace(engine.runner, engine.config, first_token)
-    conversation = Conversation(engine, AnswerSettings(system, sampling, max_tokens, cut, pace), note)
+    conversation = Conversation(engine, AnswerSettings(system, sampling, max_tokens, cut, pace, held), note)
     if embeddings is not None:
         engine.embeddings.keep_on_disk(embeddings, engine.bundle.digest)
     for picture in pictures:
