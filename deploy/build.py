@@ -57,7 +57,7 @@ class BuildSettings:
     body: str = "f16"  # f16 | f32
     head: str = "f16"  # f16 | f32 | int8 | int4
     vision: str = "f16"  # f16 | f32 | int8; the projector follows
-    kv: str = "f16"  # f16 | f32
+    kv: str = "f16"  # f16 | int8 | f32
     context: int | None = None  # tokens; None: what the model was trained for, at most 16,384
     force: bool = False  # replace an existing bundle
 
@@ -67,7 +67,7 @@ class BuildSettings:
             "body": ("f16", "f32"),
             "head": ("f16", "f32", "int8", "int4"),
             "vision": ("f16", "f32", "int8"),
-            "kv": ("f16", "f32"),
+            "kv": ("f16", "int8", "f32"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

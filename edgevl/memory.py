@@ -17,7 +17,6 @@ from edgevl.runner import Limits
 
 ALIGN = 64  # bytes, a cache line and an AVX-512 register
 ITEM_BYTES = {"f32": 4, "i32": 4, "u8": 1}
-KV_BYTES = {"f16": 2, "f32": 4}
 
 # Sizes that the native kernels are compiled with (native/types.h); the native plan checks the result against its own.
 GEMV_ROWS = 7  # most rows of a linear that go the matrix-vector way
@@ -113,6 +112,11 @@ def _attention_values(head_dim: int, rows: int) -> int:
     return rows * (2 * padded + KEYS + 4) + 2 * KEYS * padded
 
 
+def kv_row_bytes(kv: str, size: int) -> int:
+    """Bytes of the keys, or of the values, of one token and KV head of D = `size`; int8 has an f32 scale with it."""
+    return {"f16": 2 * size, "int8": size + 4, "f32": 4 * size}[kv]
+
+
 def split_parts(context: int) -> int:
     """The most parts that the attention of one token is split into; `split_parts` of native/types.h."""
     fair = -(-context // (SPLIT_ITEMS * KEYS)) * KEYS
@@ -188,7 +192,7 @@ def plan_memory(
     kv_layer = 0
     if text is not None:
         context = -(-limits.context // KEY_LANES) * KEY_LANES
-        kv_layer = aligned(limits.slots * text.kv_heads * context * text.head_dim * KV_BYTES[limits.kv])
+        kv_layer = aligned(limits.slots * text.kv_heads * context * kv_row_bytes(limits.kv, text.head_dim))
     kv = 2 * kv_layer * (text.layers if text is not None else 0)
     nodes = [node for graph in graphs for node in graph.nodes]
     shared = aligned(max((_shared_bytes(n, text, limits, group_size) for n in nodes), default=0))

@@ -6,6 +6,7 @@ Called by `edgevl bench` and by the chat's /stats.
 from __future__ import annotations
 
 from edgevl.bundle import Bundle
+from edgevl.memory import kv_row_bytes
 
 
 def step_bytes(bundle: Bundle, position: int) -> int:
@@ -18,5 +19,5 @@ def step_bytes(bundle: Bundle, position: int) -> int:
             weights += stored.nbytes
         elif record.region == "embed":
             weights += stored.nbytes // record.shape[0]
-    item = 2 if limits.kv == "f16" else 4
-    return weights + 2 * model.text.layers * model.text.kv_heads * model.text.head_dim * item * position
+    row = kv_row_bytes(limits.kv, model.text.head_dim)
+    return weights + 2 * model.text.layers * model.text.kv_heads * row * position

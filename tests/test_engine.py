@@ -32,8 +32,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "vl": BuildSettings(context=384),
         "vl4": BuildSettings(context=384, head="int8", vision="int8"),
         "text": BuildSettings(context=128),
+        "kv8": BuildSettings(context=384, kv="int8"),
     }.items():
-        build(str(root / name), root / f"{name}.bundle", settings)
+        build(str(root / ("vl" if name == "kv8" else name)), root / f"{name}.bundle", settings)
         made[name] = root / f"{name}.bundle"
     return made
 
@@ -57,7 +58,7 @@ def ask(engine: Engine, *messages: Message, max_tokens: int = 12, sampling: Samp
     return result
 
 
-@pytest.mark.parametrize("name", ["vl", "vl4", "text"])
+@pytest.mark.parametrize("name", ["vl", "vl4", "text", "kv8"])
 def test_cpu_and_reference_give_the_same_tokens(bundles: dict[str, Path], name: str) -> None:
     parts = ("What is it?",) if name == "text" else (picture(), "What is it?", picture(1), "And that?")
     answers = [ask(Engine.open(bundles[name], 2, backend), user(*parts)) for backend in ("cpu", "reference")]

@@ -72,14 +72,24 @@ static inline int64_t coded_row_bytes(const Weight& w) {
     return (w.groups * w.group + 12 * w.groups + 63) / 64 * 64;
 }
 
-// The keys and values of one layer. Values: (slots, groups, context, size). Keys lie by kKeyLanes, so that
-// scores of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks, size, kKeyLanes).
+// The keys and values of one layer, f32, f16 or int8. Values: (slots, groups, context, size). Keys lie by
+// kKeyLanes, so that scores of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks,
+// size, kKeyLanes). An int8 code stands for code · scale, with one scale for each token and group: (slots,
+// groups, key_blocks · kKeyLanes), behind the codes; null for other kinds.
 struct CacheLayer {
     void* keys;
     void* values;
-    bool half;
+    float* key_scales;
+    float* value_scales;
+    Kind kind;
     int64_t slots, groups, context, size, heads;
 };
+
+// Scales from number `at` on; null for kinds without.
+static inline float* scales_from(float* scales, int64_t at) { return scales ? scales + at : nullptr; }
+
+// Bytes of one number of the cache.
+static inline int64_t cache_item(Kind kind) { return kind == Kind::int8 ? 1 : kind == Kind::f16 ? 2 : 4; }
 
 // What is known only when a plan is replayed.
 struct Step {
