@@ -11,11 +11,12 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from edgevl.camera.source import is_video
 from edgevl.console import bytes_text, note
 from edgevl.conversation import Conversation
 from edgevl.engine import Engine, Result
-from edgevl.errors import EdgevlError, PromptError, UsageError
-from edgevl.image import load_image
+from edgevl.errors import EdgevlError, ImageError, PromptError, UsageError
+from edgevl.image import Picture, load_image
 from edgevl.machine import resident_bytes
 from edgevl.saved import load, save
 from edgevl.terminal import check_text, piped_lines, show_text, typed_lines, waiting
@@ -104,7 +105,7 @@ class Dialogue:
 
     def _show_pictures(self, rest: str) -> None:
         for path in _paths(rest):
-            picture = load_image(path)
+            picture = load_picture(path, "/video")
             self._conversation.attach(picture)
             note(f"{path}: {picture.size[0]}x{picture.size[1]} pixels, shown with the next question")
 
@@ -190,6 +191,13 @@ def open_video(engine: Engine, conversation: Conversation, path: Path, frames: i
         raise PromptError("this bundle holds a language model without eyes; ask without videos")
     count = engine.budget.frames(frames, conversation.messages, conversation.settings.max_tokens)
     return load_video(path, count, vision.tile_size)
+
+
+def load_picture(path: Path, way: str) -> Picture:
+    """A picture; `way` is how a video is shown instead. Raises `ImageError`."""
+    if is_video(path) and path.is_file():
+        raise ImageError(f"{path} is a video; show it with {way}")
+    return load_image(path)
 
 
 def _path(rest: str) -> Path:

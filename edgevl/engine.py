@@ -113,11 +113,12 @@ class Engine:
         sampler = Sampler(request.sampling)
         chooser = sampler if request.schema is None else request.schema.chooser(sampler, room)
         start = time.perf_counter()
-        embeddings = [self._embed(view) for view in views]
+        keys = _keys(prompt, views)
+        reused = _common(self._held, keys[:-1])
+        ids, new = _lay_out(prompt, reused)
+        rows = np.concatenate([self._embed(views[index]) for index in new]) if new else None
         looked = time.perf_counter()
 
-        keys, ids, rows = _lay_out(prompt, views, embeddings)
-        reused = _common(self._held, keys[:-1])
         self._held = keys[:reused]
         logits = feed(self.runner, ids[reused:], reused, rows, 1)
         self._held = list(keys)
@@ -165,18 +166,28 @@ class Engine:
         return self.embeddings.keep(view.key, np.concatenate(rows))
 
 
-def _lay_out(prompt: Prompt, views: list[View], embeddings: list[F32]) -> tuple[list[Key], list[int], F32 | None]:
-    """What each place of the sequence is (keys), the ids to feed, and all image rows one after the other."""
-    ids = list(prompt.token_ids)
-    keys: list[Key] = list(ids)
-    offset = 0
+def _keys(prompt: Prompt, views: list[View]) -> list[Key]:
+    """What each place of the sequence is."""
+    keys: list[Key] = list(prompt.token_ids)
     for start, count, index in prompt.images:
-        for r in range(count):
-            keys[start + r] = (views[index].key, r)
-            ids[start + r] = -1 - (offset + r)
+        keys[start : start + count] = [(views[index].key, r) for r in range(count)]
+    return keys
+
+
+def _lay_out(prompt: Prompt, reused: int) -> tuple[list[int], list[int]]:
+    """The ids to feed, image rows below zero, and the pictures whose rows these are, one after the other.
+
+    A picture that lies in the first `reused` places as a whole is not looked at again; its ids are never fed.
+    """
+    ids, new, offset = list(prompt.token_ids), list[int](), 0
+    for start, count, index in prompt.images:
+        if start + count <= reused:
+            ids[start : start + count] = [-1] * count
+            continue
+        ids[start : start + count] = range(-1 - offset, -1 - offset - count, -1)
+        new.append(index)
         offset += count
-    rows = np.concatenate([embeddings[i] for _, _, i in prompt.images]) if prompt.images else None
-    return keys, ids, rows
+    return ids, new
 
 
 def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:

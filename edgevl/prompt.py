@@ -145,6 +145,8 @@ class PromptBuilder:
                 run.append(piece.part)
             elif isinstance(piece.part, Said):
                 close()
+                if not all(0 <= token < self._tokens.size for token in piece.part.token_ids):
+                    raise PromptError("an answer has token ids that this model does not know; ask without it")
                 ids.extend(piece.part.token_ids)
             else:
                 close()

@@ -168,6 +168,22 @@ def test_a_turn_costs_its_new_tokens_and_no_tile(bundles: dict[str, Path], monke
     assert all(isinstance(m.parts[0], Said) for m in conversation.messages if m.role == "assistant")
 
 
+def test_what_the_cache_holds_is_not_looked_at_again(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.open(bundles["vl4"], 1)
+    conversation = Conversation(engine, AnswerSettings(max_tokens=5), lambda text: None)
+    counted = Counted(engine, monkeypatch)
+    conversation.attach(picture(0))
+    list(conversation.ask("What is it?"))
+    first = counted.tiles
+    engine.embeddings.clear()  # as when they are larger than what is kept
+    conversation.attach(picture(1))
+    result = list(conversation.ask("And this?"))[-1]
+    assert isinstance(result, Result)
+    assert counted.tiles == 2 * first
+    fresh = ask(Engine.open(bundles["vl4"], 1), *conversation.messages[:-1], max_tokens=5)
+    assert result.token_ids == fresh.token_ids
+
+
 def test_reuse_changes_nothing(bundles: dict[str, Path]) -> None:
     engine = Engine.open(bundles["vl4"], 1)
     conversation = Conversation(engine, AnswerSettings(max_tokens=9), lambda text: None)

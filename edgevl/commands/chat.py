@@ -69,9 +69,8 @@ def command(
     lists its commands.
     """
     from edgevl.conversation import AnswerSettings, Conversation
-    from edgevl.dialogue import Dialogue, answer_to, open_video, tell
+    from edgevl.dialogue import Dialogue, answer_to, load_picture, open_video, tell
     from edgevl.engine import Engine, Sampling, with_max_tiles
-    from edgevl.image import load_image
     from edgevl.pace import measure_pace
     from edgevl.prompt import MAX_IMAGES
     from edgevl.schema import Schema, read_schema
@@ -91,7 +90,7 @@ def command(
     text = None if prompt is None else _read_prompt(prompt)
     check_text("--system", system or "")
     rules = None if schema is None else read_schema(schema)
-    pictures = [load_image(path) for path in images]
+    pictures = [load_picture(path, "--video") for path in images]
     if video is not None:
         check_file(video)
 
