@@ -2,11 +2,12 @@
 
 llguidance says which tokens may follow. What it cannot enforce is refused before the run. At every token there is a way
 to close the document within what is left of the answer; a token that would leave none is not taken. A `format` is held
-to by its characters: 2023-02-29 is a date. Knows nothing of models. Called by the engine; `edgevl chat` makes schemas.
+to by its characters: 2023-02-29 is a date. Knows nothing of models. Called by the engine; verbs make schemas.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Schema:
         llguidance = _load()
         if not isinstance(document, dict | bool):
             raise UsageError("the schema is neither a JSON object nor true; write one such as " + _EXAMPLE)
+        self.digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         self._size, self._stop = tokens.size, tokens.stop
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer_json.decode(), n_vocab=tokens.size, eos_token=list(tokens.stop)
