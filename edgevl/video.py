@@ -44,14 +44,19 @@ def load_video(path: Path, count: int, side: int) -> Video:
     if len(places) > _SHORT and len(keys) >= _KEYS_A_FRAME * count:
         tries.insert(0, (keys, True))
     frames: list[Tile] = []
+    problem = ""
     wanted: list[int] = []
     for among, only_keys in tries:
         wanted = _spread(among, count)
-        frames = list(_frames_at(str(path), among, wanted, only_keys, side))
+        for frame in _frames_at(str(path), among, wanted, only_keys):
+            try:
+                frames.append(_squash(frame, side))
+            except ImageError as error:
+                problem = f" ({error})"
         if frames:
             break
     if not frames:
-        raise UsageError(f"{path} has no frame that can be decoded; give a whole video")
+        raise UsageError(f"{path} has no frame that can be shown{problem}; give a whole video")
     notes: tuple[str, ...] = ()
     if len(frames) < len(wanted):
         notes = (f"{path.name} is damaged: {len(frames)} of {len(wanted)} frames could be decoded",)
@@ -84,28 +89,31 @@ def _spread(places: list[int], count: int) -> list[int]:
     return chosen
 
 
-def _frames_at(path: str, places: list[int], wanted: list[int], only_keys: bool, side: int) -> Iterator[Tile]:
-    """The frames (side, side, 3) shown at the wanted places; where one cannot be decoded, the last before it, once."""
-    newest: VideoFrame | None = None  # not given yet
+def _frames_at(path: str, places: list[int], wanted: list[int], only_keys: bool) -> Iterator[VideoFrame]:
+    """The frames shown at the wanted places; where one cannot be decoded, the last before it, once.
+
+    Of a file that can be decoded only after the last of them, the first frame.
+    """
     rest = list(wanted)
+    newest: VideoFrame | None = None  # not given yet
+    given = False
+    if not wanted:
+        return
     for number, frame in enumerate(decode_file(path, only_keys)):
         place = frame.pts if frame.pts is not None else places[min(number, len(places) - 1)]
         while rest and place > rest[0]:
             del rest[0]
             if newest is not None:
-                yield _squash(newest, path, side)
-                newest = None
+                yield newest
+                newest, given = None, True
+        if rest or not given:
+            newest = frame
         if not rest:
-            return
-        newest = frame
+            break
     if newest is not None:
-        yield _squash(newest, path, side)
+        yield newest
 
 
-def _squash(frame: VideoFrame, path: str, side: int) -> Tile:
-    try:
-        picture = load_image(to_image(frame))
-    except ImageError as error:
-        raise UsageError(f"a frame of {path} cannot be shown: {error}") from error
-    tile: Tile = cut_tiles(picture, Tiling(1, 1, False), _SQUASHED, side)[0]
+def _squash(frame: VideoFrame, side: int) -> Tile:
+    tile: Tile = cut_tiles(load_image(to_image(frame)), Tiling(1, 1, False), _SQUASHED, side)[0]
     return tile

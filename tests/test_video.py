@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -116,6 +117,32 @@ def test_a_broken_tail_gives_what_can_be_decoded(tmp_path: Path) -> None:
     found = numbers(video)
     assert found[:5] == sorted(found[:5])
     assert len({frame.tobytes() for frame in video.frames}) == len(found)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "mpeg4"), ("clip.ts", "mpeg2video"), ("clip.gif", "gif")])
+def test_no_damage_ends_in_a_traceback(tmp_path: Path, name: str, codec: str) -> None:
+    path, chance = tmp_path / name, random.Random(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "rgb8" if codec == "gif" else "yuv420p"
+        for number in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(number), format="rgb24")))
+        container.mux(stream.encode(None))
+    whole = path.read_bytes()
+    seen = {"whole": 0, "damaged": 0, "refused": 0}
+    for _ in range(120):
+        data = bytearray(whole)
+        if chance.random() < 0.3:
+            del data[chance.randrange(len(data)) :]
+        reach = chance.choice((600, len(data)))  # the header, or anywhere
+        for _ in range(chance.choice((1, 5, 50)) if data else 0):
+            data[chance.randrange(min(reach, len(data)))] = chance.randrange(256)
+        path.write_bytes(data)
+        try:
+            seen["damaged" if load_video(path, chance.choice((1, 6, 30)), SIDE).notes else "whole"] += 1
+        except UsageError:
+            seen["refused"] += 1
+    assert seen["whole"] and seen["refused"]
 
 
 def test_a_long_clip_is_decoded_at_its_key_frames_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

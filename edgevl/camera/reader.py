@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgevl.camera.source import Source
-from edgevl.errors import EdgevlError, MissingExtraError, UsageError
+from edgevl.errors import EdgevlError, ImageError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -97,7 +97,7 @@ def frame_places(path: str) -> tuple[list[int], list[int], float]:
                 places.append(packet.pts if timed else len(places))
                 if packet.is_keyframe:
                     keys.append(places[-1])
-        except (av.FFmpegError, OSError, ValueError):
+        except (av.FFmpegError, OSError, ValueError, IndexError):
             pass  # a broken tail
         unit = float(stream.time_base or 0)
     return (sorted(places), sorted(keys), unit) if timed else (list(range(len(places))), [], 0.0)
@@ -117,8 +117,11 @@ def _open_file(path: str) -> Iterator[Any]:
 
 
 def to_image(frame: VideoFrame) -> Image:
-    """The frame as an upright RGB picture."""
-    image: Image = frame.to_image()  # type: ignore[no-untyped-call]
+    """The frame as an upright RGB picture. Raises `ImageError` for a frame that cannot be one."""
+    try:
+        image: Image = frame.to_image()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ImageError(f"a frame cannot be made a picture ({_reason(error)}); look at another") from error
     turn = getattr(frame, "rotation", 0) % 360
     return image.rotate(turn, expand=True) if turn else image
 
@@ -179,7 +182,7 @@ def _decode(container: Any, name: str, source: Source | None = None) -> Iterator
             if bad >= _BAD_PACKETS:
                 raise SourceLostError(f"{name} sends nothing that can be decoded") from error
             continue
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError, IndexError) as error:  # IndexError: a stream appeared midway
             raise SourceLostError(f"{name} sends nothing more ({_reason(error, source)})") from error
         for frame in frames:
             if not frame.is_corrupt:
