@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevl.config import TilingConfig, VisionConfig
+from edgevl.errors import PromptError
 from edgevl.image import Picture, cut_tiles
 from edgevl.tiling import image_cost
 
@@ -64,7 +65,13 @@ class VideoView:
         return f"{self.video.digest}:frames:{self.count}"
 
     def tiles(self, vision: VisionConfig) -> int:
-        """How many tiles: one a frame."""
+        """How many tiles: one a frame. Raises `PromptError` for frames of another model's tile size."""
+        side = self.video.frames.shape[1]
+        if side != vision.tile_size:
+            raise PromptError(
+                f"the frames of {self.video.name} have {side} pixels a side, this model's tiles {vision.tile_size}; "
+                "show the video again"
+            )
         return self.count
 
     def cut(self, vision: VisionConfig) -> NDArray[np.uint8]:

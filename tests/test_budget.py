@@ -11,7 +11,7 @@ from deploy.build import BuildSettings, build
 from edgevl.budget import Budget
 from edgevl.bundle import Bundle
 from edgevl.config import TilingConfig
-from edgevl.errors import CapacityError
+from edgevl.errors import CapacityError, PromptError
 from edgevl.image import Picture
 from edgevl.pace import Pace, measure_pace
 from edgevl.prompt import Message, PromptBuilder, Said
@@ -49,7 +49,7 @@ def picture(width: int = 400, height: int = 300, digest: str = "x") -> Picture:
 
 
 def video(frames: int):  # type: ignore[no-untyped-def]
-    return make_video(np.zeros((frames, 8, 8, 3), np.uint8), "clip.mp4", 1.0, ())
+    return make_video(np.zeros((frames, 64, 64, 3), np.uint8), "clip.mp4", 1.0, ())
 
 
 def cuts(budget: Budget, *parts: object, max_tokens: int = 1, **more: object) -> list[int]:
@@ -117,6 +117,12 @@ def test_a_refusal_names_the_tokens_of_each_part(budget: Budget) -> None:
         assert words in sentence
     with pytest.raises(CapacityError, match=r"shorten the text; the model ends at 1024"):
         budget.settle([Message("user", ("word " * 500,))], None, 1)
+
+
+def test_frames_of_another_models_tiles_are_refused(budget: Budget) -> None:
+    other = VideoView(make_video(np.zeros((2, 32, 32, 3), np.uint8), "clip.mp4", 1.0, ()), 2)
+    with pytest.raises(PromptError, match=r"clip.mp4 have 32 pixels a side, this model's tiles 64"):
+        budget.tokens([Message("user", (other,))])
 
 
 def test_parts_add_up(budget: Budget) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from edgevl.errors import CapacityError, PromptError, UsageError
 from edgevl.image import Picture, load_image
 from edgevl.prompt import Message, Said
 from edgevl.runner import F32, I32
-from edgevl.view import PictureView
+from edgevl.saved import load, save
+from edgevl.view import PictureView, make_video
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +247,42 @@ def test_embeddings_outlive_the_engine_on_request(
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be made"):
         engine.embeddings.keep_on_disk(tmp_path / "file" / "x", "")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_in_a_session_the_answers_are_those_of_a_fresh_one(
+    bundles: dict[str, Path], tmp_path: Path, seed: int
+) -> None:
+    """Pictures, videos, answers that are stopped, refusals, evictions, restarts, in any order."""
+    random = np.random.default_rng(seed)
+    engine, fresh = Engine.open(bundles["vl"], 1), Engine.open(bundles["vl"], 1)
+    settings = AnswerSettings("Be brief." if seed % 2 else None, max_tokens=24)
+    conversation = Conversation(engine, settings, lambda text: None)
+    for step in range(25):
+        chance = random.random()
+        with contextlib.suppress(UsageError):  # one too many
+            if chance < 0.3:
+                conversation.attach(picture(int(random.integers(5)), (70, 50)))
+            elif chance < 0.4:
+                frames = random.integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
+                conversation.attach(make_video(frames, "clip", 1.0, ()))
+        if chance > 0.95:
+            with pytest.raises(CapacityError):
+                list(conversation.ask("word " * 400))
+        stream = conversation.ask("word " * int(random.integers(1, 40)) + str(step))
+        if chance > 0.8:
+            for _ in range(int(random.integers(1, 5))):
+                next(stream, None)
+            stream.close()
+            continue
+        *_, result = stream
+        assert isinstance(result, Result)
+        assert result.tokens["prompt"] < 384
+        again = ask(fresh, *conversation.messages[:-1], max_tokens=24)
+        fresh.reset()
+        assert result.token_ids == again.token_ids
+        if 0.6 < chance < 0.7:
+            save(tmp_path / "talk", engine.bundle.digest, conversation.messages)
+            engine = Engine.open(bundles["vl"], 1)
+            conversation = Conversation(engine, settings, lambda text: None)
+            conversation.restore(load(tmp_path / "talk", engine.bundle.digest))
