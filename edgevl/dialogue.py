@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from edgevl.camera.source import is_video
-from edgevl.console import bytes_text, note
+from edgevl.console import bytes_text, note, print_json
 from edgevl.conversation import Conversation
 from edgevl.engine import Engine, Result
 from edgevl.errors import EdgevlError, ImageError, PromptError, UsageError
 from edgevl.image import Picture, load_image
 from edgevl.machine import resident_bytes
 from edgevl.saved import load, save
-from edgevl.terminal import check_text, piped_lines, show_text, typed_lines, waiting
+from edgevl.terminal import at_terminal, check_text, piped_lines, show_text, typed_lines, waiting
 from edgevl.traffic import step_bytes
 from edgevl.view import Video
 
@@ -37,16 +38,18 @@ _HELP = """\
 class Dialogue:
     """The conversation at a terminal, or line by line through a pipe."""
 
-    def __init__(self, engine: Engine, conversation: Conversation, frames: int | None = None) -> None:
-        """`frames`: of a video; None takes what the context has room for."""
-        self._engine, self._conversation, self._frames = engine, conversation, frames
+    def __init__(
+        self, engine: Engine, conversation: Conversation, frames: int | None = None, as_json: bool = False
+    ) -> None:
+        """`frames`: of a video; None takes what the context has room for. `as_json`: a document a line."""
+        self._engine, self._conversation, self._frames, self._as_json = engine, conversation, frames, as_json
         self._told: set[str] = set()
         self._failed = False
         self._finished: list[Result] = []  # every finished answer, also those of forgotten conversations
 
     def run(self) -> None:
         """Until /exit or the end of the input. In a pipe, exit code 2 when a line failed."""
-        people = sys.stdin is not None and sys.stdin.isatty()
+        people = at_terminal()
         if people:
             note(
                 f"{self._engine.runner.backend}, {self._engine.limits.context} tokens of context; /help lists commands"
@@ -72,8 +75,7 @@ class Dialogue:
             return True
         if not line.startswith("/"):
             check_text("the question", line)
-            self._finished.append(answer_to(self._conversation, line, show_text))
-            tell(self._finished[-1], self._told)
+            self._answer(line)
             return True
         word, _, rest = line.partition(" ")
         if word in ("/exit", "/quit"):
@@ -102,6 +104,14 @@ class Dialogue:
         else:
             raise UsageError(f"{word} is no command; /help lists them")
         return True
+
+    def _answer(self, question: str) -> None:
+        result = answer_to(self._conversation, question, (lambda _: None) if self._as_json else show_text)
+        self._finished.append(result)
+        if self._as_json:
+            print_json(document(self._engine, result))
+        else:
+            tell(result, self._told)
 
     def _show_pictures(self, rest: str) -> None:
         for path in _paths(rest):
@@ -177,6 +187,20 @@ def answer_to(conversation: Conversation, text: str, show: Callable[[str], None]
         for _ in stream:
             raise AssertionError("the result is the last item of a stream")
     return result
+
+
+def document(engine: Engine, result: Result) -> dict[str, Any]:
+    """An answer as JSON: the fields that scripts may rely on."""
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason,
+        "tokens": result.tokens,
+        "seconds": {k: round(v, 4) for k, v in {"load": engine.load_seconds, **result.seconds}.items()},
+        "memory": {"resident_bytes": resident_bytes(), "planned_bytes": engine.planned_bytes},
+        "backend": engine.runner.backend,
+        "notes": list(result.notes),
+    }
 
 
 def open_video(engine: Engine, conversation: Conversation, path: Path, frames: int | None) -> Video:

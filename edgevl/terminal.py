@@ -16,6 +16,11 @@ from edgevl.console import note
 from edgevl.errors import UsageError
 
 
+def at_terminal() -> bool:
+    """Whether a person types."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def typed_lines() -> Iterator[str]:
     """Lines from a terminal, with editing; Ctrl-C clears the line, Ctrl-D ends."""
     with suppress(ImportError):

@@ -86,6 +86,22 @@ def test_json_has_the_promised_fields(run, root: Path) -> None:
     assert document["backend"].startswith("cpu")
 
 
+def test_json_is_no_conversation_at_a_terminal(run, root: Path) -> None:
+    code, out, err = run(root / "b", "--json", terminal=True)
+    assert (code, out) == (2, "")
+    assert "-p" in err
+
+
+def test_json_through_a_pipe_is_a_document_a_line(run, root: Path) -> None:
+    lines = (f"/image {root}/picture 0.png", "What?", "/nonsense", "And now?")
+    code, out, err = run(root / "b", "--json", "--max-tokens", 3, stdin="\n".join(lines))
+    assert code == 2  # of the nonsense
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert set(FIELDS) <= set(first) and set(FIELDS) <= set(second)
+    assert second["tokens"]["reused"] == first["tokens"]["prompt"] + 2  # the last token of a cut answer comes later
+    assert err.count("edgevl: ") == 1
+
+
 def test_the_same_answer_streams_as_text(run, root: Path) -> None:
     question = (root / "b", "-p", "Hello?", "--max-tokens", 8)
     expected = json.loads(run(*question, "--json")[1])
@@ -109,7 +125,6 @@ def test_sampling_follows_the_seed(run, root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("b", "--json"), ("-p",)),
         (("b", "-p", "x", *(["-i", "picture 0.png"] * 5)), ("5", "4")),
         (("b", "-p", "x", "-i", "bad.png"), ("bad.png",)),
         (("b", "-p", "x", "-i", "none.png"), ("none.png",)),

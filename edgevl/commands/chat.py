@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgevl.console import note, print_json
 from edgevl.errors import UsageError
 from edgevl.quantities import duration
-from edgevl.terminal import check_text, show_text, waiting
-
-if TYPE_CHECKING:
-    from edgevl.engine import Engine, Result
+from edgevl.terminal import at_terminal, check_text, show_text, waiting
 
 _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context holds more
 
@@ -42,7 +38,7 @@ _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context 
 @click.option("--embeddings", type=click.Path(path_type=Path), help="Keep embeddings in this folder, for later runs.")
 @click.option("--threads", type=int, help="Default: every core.")
 @click.option("--backend", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; needs -p.")
+@click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON document on a line.")
 def command(
     bundle: Path,
     images: tuple[Path, ...],
@@ -69,15 +65,15 @@ def command(
     lists its commands.
     """
     from edgevl.conversation import AnswerSettings, Conversation
-    from edgevl.dialogue import Dialogue, answer_to, load_picture, open_video, tell
+    from edgevl.dialogue import Dialogue, answer_to, document, load_picture, open_video, tell
     from edgevl.engine import Engine, Sampling, with_max_tiles
     from edgevl.pace import measure_pace
     from edgevl.prompt import MAX_IMAGES
     from edgevl.schema import Schema, read_schema
     from edgevl.video import check_file
 
-    if as_json and prompt is None:
-        raise UsageError("--json prints one answer and needs -p with the question")
+    if as_json and prompt is None and at_terminal():
+        raise UsageError("--json is for one question, with -p, or for questions through a pipe; add -p")
     if len(images) > MAX_IMAGES:
         raise UsageError(f"{len(images)} pictures were given; the model takes at most {MAX_IMAGES}")
     if frames is not None and video is None and prompt is not None:
@@ -112,27 +108,11 @@ def command(
     if video is not None:
         conversation.attach(open_video(engine, conversation, video, frames))
     if text is None:
-        Dialogue(engine, conversation, frames).run()
+        Dialogue(engine, conversation, frames, as_json).run()
     elif as_json:
-        print_json(_document(engine, answer_to(conversation, text, lambda _: None)))
+        print_json(document(engine, answer_to(conversation, text, lambda _: None)))
     else:
         tell(answer_to(conversation, text, show_text), set())
-
-
-def _document(engine: Engine, result: Result) -> dict[str, Any]:
-    """The fields that scripts may rely on."""
-    from edgevl.machine import resident_bytes
-
-    return {
-        "text": result.text,
-        "token_ids": list(result.token_ids),
-        "finish_reason": result.finish_reason,
-        "tokens": result.tokens,
-        "seconds": {k: round(v, 4) for k, v in {"load": engine.load_seconds, **result.seconds}.items()},
-        "memory": {"resident_bytes": resident_bytes(), "planned_bytes": engine.planned_bytes},
-        "backend": engine.runner.backend,
-        "notes": list(result.notes),
-    }
 
 
 def _read_prompt(prompt: str) -> str:
