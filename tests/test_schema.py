@@ -106,7 +106,7 @@ def check(schema: object, text: str) -> None:
 
 @pytest.mark.parametrize("part", range(4))
 def test_every_answer_validates(engine: Engine, part: int) -> None:
-    """Fifty schemas each: a model that wants random tokens, and as few or many of them as there may be."""
+    """Fifty schemas each: a model that wants random tokens, as few or many as there may be, and a real one."""
     for seed in range(50 * part, 50 * part + 50):
         document, random = Drawn(seed).document(), np.random.default_rng(seed)
         jsonschema.Draft202012Validator.check_schema(document)
@@ -121,6 +121,13 @@ def test_every_answer_validates(engine: Engine, part: int) -> None:
                     break
             assert schema.is_stop(tokens[-1]), (seed, room)
             check(document, engine.tokenizer.decode(tokens[:-1]))
+        question = Message(
+            "user", (" ".join(random.choice(["the", "red", "Was?", "{", '"a"'], random.integers(1, 30))),)
+        )
+        *_, result = engine.stream(Request((question,), Sampling(seed % 2, 1.0, seed), shortest + 40, schema=schema))
+        assert isinstance(result, Result)
+        assert result.finish_reason == "stop"
+        check(document, result.text)
 
 
 def _fits(schema: Schema, room: int) -> bool:
