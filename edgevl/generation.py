@@ -1,8 +1,8 @@
 """One answer's tokens, from the logits of its prompt on: a step of the decoder for each, or for several at once.
 
-Where the backend gives a token the same logits whether it is alone in its step or not, the next tokens are guessed from
-what stands earlier (`edgevl.lookup`) and checked together: each is chosen from its own logits as if there had been no
-guess. Knows nothing of text. Called by the engine.
+Where the backend gives a token the same logits whether it is alone in its step or not, the next tokens are guessed,
+from what a schema asks for or from what stands earlier (`edgevl.lookup`), and checked together: each is chosen from its
+own logits as if there had been no guess. Knows nothing of text. Called by the engine.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Chooser(Protocol):
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """(V,) -> a token id."""
+        ...
+
+    def expected(self) -> list[int]:
+        """Tokens that are likely to follow whatever the logits; none where nothing is known."""
         ...
 
 
@@ -61,9 +65,11 @@ class Generation:
     def _step(self, token: int, held: list[Key], most: int) -> list[int]:
         """Feed a token and at most `most` guesses of what follows; what does follow, one more than guessed right."""
         guesses: list[int] = []
+        expected: list[int] = []
         if self._lookup is not None:
             self._lookup.append(token)
-            guesses = self._lookup.guess(min(most, self._trust))
+            expected = self._chooser.expected()[: min(most, self._most)]
+            guesses = expected or self._lookup.guess(min(most, self._trust))
         logits = feed(self._runner, [token, *guesses], len(held), None, 1 + len(guesses))
         self.steps += 1
         held.append(token)
@@ -75,7 +81,7 @@ class Generation:
             if self._lookup is not None:
                 self._lookup.append(guess)
             held.append(guess)
-        if guesses:
+        if guesses and not expected:
             right = len(chosen) - 1
             self._trust = self._most if right == len(guesses) else min(max(right, _FEW), self._most)
         return chosen

@@ -169,6 +169,11 @@ class SchemaChooser:
         self._longest = max(self._longest, len(rest or ()))
         return token
 
+    def expected(self) -> list[int]:
+        """What the schema leaves no choice about, as the tokenizer would write it."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
     def _step(self, token: int, way: list[int] | None) -> tuple[LLMatcher, list[int] | None]:
         """The matcher behind `token`, and from there a way to the end that leaves a place for the stop token."""
         after = self._matcher.deep_copy()

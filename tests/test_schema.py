@@ -146,7 +146,7 @@ def test_the_engine_holds_to_it_with_and_without_guesses(engine: Engine) -> None
     document = {**fields, "required": ["a", "b"], "additionalProperties": False}
     schema = make(engine, document)
     for seed in range(8):
-        found = []
+        found, steps = [], []
         for lookup in (False, True):
             sampling = Sampling(0.0 if seed == 0 else 1.0, 1.0, seed)
             request = Request((Message("user", (f"Give me {seed}.",)),), sampling, 60, schema=schema, lookup=lookup)
@@ -155,7 +155,9 @@ def test_the_engine_holds_to_it_with_and_without_guesses(engine: Engine) -> None
             assert result.finish_reason == "stop"
             check(document, result.text)
             found.append(result.token_ids)
+            steps.append(result.tokens["steps"])
         assert found[0] == found[1]
+        assert steps[1] < steps[0] == len(found[0])  # what the schema leaves no choice about is checked together
 
 
 def test_an_answer_without_room_is_refused_before_the_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
