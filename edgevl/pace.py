@@ -15,7 +15,6 @@ from edgevl.prefill import feed
 from edgevl.runner import Runner
 
 _TOKENS = 128  # of the prefill that is measured
-_REPEATS = 2  # after a warm-up; the faster one counts, since other work only slows
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,21 @@ class Pace:
 
 
 def measure_pace(runner: Runner, config: ModelConfig, first_token: float) -> Pace:
-    """Run a tile and a short prefill a few times. What slot 0 of the KV cache holds is lost; the model must see."""
+    """Run a tile and a short prefill, each after a warm-up, with a model that sees.
+
+    What slot 0 of the KV cache holds is lost.
+    """
     count = min(_TOKENS, runner.limits.context, runner.limits.chunk)
     tile = golden_tile(config)
     ids = [i % config.tokens.size for i in range(count)]
-    tile_seconds = _fastest(lambda: runner.vision(tile))
-    token_seconds = _fastest(lambda: feed(runner, ids, 0, None, 1)) / count
+    tile_seconds = _second_time(lambda: runner.vision(tile))
+    token_seconds = _second_time(lambda: feed(runner, ids, 0, None, 1)) / count
     return Pace(first_token, tile_seconds, token_seconds)
 
 
-def _fastest(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(1 + _REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return max(min(times[1:]), 1e-9)
+def _second_time(work: Callable[[], object]) -> float:
+    """Seconds of the second of two runs: a large tower takes seconds for each, so that more would be felt."""
+    work()
+    start = time.perf_counter()
+    work()
+    return max(time.perf_counter() - start, 1e-9)

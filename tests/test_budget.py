@@ -166,5 +166,5 @@ def test_a_pace_is_measured_by_running_both_parts(bundle: Bundle) -> None:
             ran["tokens"] += tokens.size
 
     pace = measure_pace(Played(), bundle.manifest.model, 1.0)  # type: ignore[arg-type]
-    assert ran == {"tiles": 3, "tokens": 3 * 128}
+    assert ran == {"tiles": 2, "tokens": 2 * 128}
     assert pace.tile_seconds > 0 and pace.token_seconds > 0
