@@ -107,6 +107,12 @@ class Budget:
 
         A conversation that ends with an answer is counted too.
         """
+        asked = messages[:-1] if messages and messages[-1].role == "assistant" else messages
+        counts = self._counts(messages)
+        template = self.tokens(asked) - sum(self._counts(asked).values()) if any(m.role == "user" for m in asked) else 0
+        return {**counts, "template": max(0, template)}
+
+    def _counts(self, messages: Sequence[Message]) -> dict[str, int]:
         counts = {"system": 0, "questions": 0, "pictures": 0, "video": 0, "answers": 0}
         rows = iter(self.rows(messages))
         for message in messages:
@@ -118,10 +124,7 @@ class Budget:
                     counts[role] += len(part.token_ids)
                 else:
                     counts["video" if isinstance(part, VideoView) else "pictures"] += next(rows)
-        asked = messages[:-1] if messages and messages[-1].role == "assistant" else messages
-        last = sum(len(part.token_ids) for m in messages[len(asked) :] for part in m.parts if isinstance(part, Said))
-        template = self.tokens(asked) + last - sum(counts.values()) if any(m.role == "user" for m in asked) else 0
-        return {**counts, "template": max(0, template)}
+        return counts
 
     def _refusal(self, messages: Sequence[Message], tokens: int) -> CapacityError:
         parts = ", ".join(f"{name} {count}" for name, count in self.parts(messages).items() if count)

@@ -135,6 +135,7 @@ def test_parts_add_up(budget: Budget) -> None:
     assert (parts["pictures"], parts["video"]) == (TILE, 3 * TILE)
     answered = budget.parts([*messages, Message("assistant", (Said("x", (1, 2, 3)),))])
     assert answered == {**parts, "answers": 3}
+    assert budget.parts([*messages, Message("assistant", ("A b",))])["template"] == parts["template"]
     assert sum(budget.parts([]).values()) == 0
 
 
