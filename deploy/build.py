@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.even_keys import even_keys
 from edgevl import __version__
 from edgevl.bundle import (
     PAD,
@@ -39,7 +40,7 @@ from edgevl.layouts import int4_shapes, int8_shapes, pack
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import TensorSpec, write_safetensors
-from edgevl.weights import FloatWeight, Weight, quantize_int4, quantize_int8
+from edgevl.weights import FloatWeight, Weight, dequantize, quantize_int4, quantize_int8
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -57,7 +58,7 @@ class BuildSettings:
     body: str = "f16"  # f16 | f32
     head: str = "f16"  # f16 | f32 | int8 | int4
     vision: str = "f16"  # f16 | f32 | int8; the projector follows
-    kv: str = "f16"  # f16 | f32
+    kv: str = "f16"  # f16 | int8 | f32
     context: int | None = None  # tokens; None: what the model was trained for, at most 16,384
     force: bool = False  # replace an existing bundle
 
@@ -67,7 +68,7 @@ class BuildSettings:
             "body": ("f16", "f32"),
             "head": ("f16", "f32", "int8", "int4"),
             "vision": ("f16", "f32", "int8"),
-            "kv": ("f16", "f32"),
+            "kv": ("f16", "int8", "f32"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -201,11 +202,16 @@ def _write_weights(
         embed = records["embed"]
         records["head"] = WeightRecord(embed.kind, "head", embed.shape, embed.arrays, None)
 
+    norms = {part.name: part for part in parts if part.kind == "norm"}
+
     def tensors() -> Iterator[tuple[str, NDArray[Any]]]:
         order = iter(specs)
         for done, part in enumerate(written):
             progress("weights", done, len(written))
             weight, bias = part_weight(checkpoint, part)
+            if settings.kv == "int8" and part.region == "text" and part.name.endswith(".qkv"):
+                norm, _ = part_weight(checkpoint, norms[part.name.removesuffix("qkv") + "attn_norm"])
+                weight, bias = even_keys(weight, bias, dequantize(norm), checkpoint.config.text)
             kind = records[part.name].kind
             stored = pack(_convert(part, weight, kind), bias)
             assert stored.kind == kind, f"{part.name} was planned as {kind} and came out as {stored.kind}"

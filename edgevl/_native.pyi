@@ -50,7 +50,7 @@ class Plan:
         context: int,
         size: int,
         heads: int,
-        half: bool,
+        kind: str,
         frequencies: NDArray[np.float64],
     ) -> None: ...
     def embed(self, graph: int, tokens: int, images: int, table: int, out: int, /) -> None: ...

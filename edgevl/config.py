@@ -181,6 +181,8 @@ class TilingConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "max_tiles")
+        if self.max_tiles > 1000:
+            raise UsageError(f"TilingConfig.max_tiles is {self.max_tiles}; no context holds more than 1000")
         if self.rule not in ("hf", "native"):
             raise UsageError(f"the tiling rule {self.rule!r} does not exist; choose hf or native")
 

@@ -31,12 +31,12 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "rope_write": Contract(
         "(T, (H+2G)·D), (T,), (T,) -> (T, H·D); cache (slots, G, S, D)",
-        "f32, i32, i32 -> f32; cache f16|f32",
+        "f32, i32, i32 -> f32; cache f16|int8|f32",
         1e-5,
         "Su et al. 2021, arXiv 2104.09864, half-rotation layout; Llama-3.1 frequency scaling",
     ),
     "attention": Contract(
-        "(T, H·D), cache (slots, G, S, D) -> (T, H·D)", "f32, f16|f32 -> f32", 2e-5, "Ainslie et al. 2023 (GQA)"
+        "(T, H·D), cache (slots, G, S, D) -> (T, H·D)", "f32, f16|int8|f32 -> f32", 2e-5, "Ainslie et al. 2023 (GQA)"
     ),
     "silu_mul": Contract("(rows, 2F) -> (rows, F)", "f32", 1e-5, "Shazeer 2020, arXiv 2002.05202 (SwiGLU)"),
     "gather_rows": Contract("(T, C), (L,) -> (L, C)", "f32, i32 -> f32", 0.0, "row copy"),

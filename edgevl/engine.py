@@ -7,31 +7,29 @@ begins the same way costs only its new tokens. It knows nothing of terminals, fi
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from edgevl.budget import Budget
 from edgevl.bundle import Bundle
 from edgevl.config import ModelConfig, TilingConfig
-from edgevl.errors import BundleError, CapacityError, PromptError, UsageError
+from edgevl.embeddings import Embeddings
+from edgevl.errors import BundleError, UsageError
+from edgevl.generation import Generation, Key
 from edgevl.golden import check_golden
-from edgevl.image import Picture, cut_tiles
+from edgevl.lookup import Lookup
 from edgevl.prefill import feed
 from edgevl.prompt import Message, Prompt, PromptBuilder
 from edgevl.runner import F32, Limits, Runner
 from edgevl.sampling import Sampler, Sampling
-from edgevl.tiling import fit_tiles, image_cost
+from edgevl.schema import Schema
 from edgevl.tokenizer import StreamDecoder, Tokenizer
+from edgevl.view import View
 
 __all__ = ["Delta", "Engine", "Request", "Result", "Sampling"]
-
-_EMBEDDING_CACHE = 64 << 20  # bytes of image embeddings kept for later questions
-
-# What a place in the KV cache holds: a token id, or one row of one picture's embeddings.
-Key = int | tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 1024
     tiling: TilingConfig | None = None  # None: the model's own
+    schema: Schema | None = None  # what the answer is held to
+    lookup: bool = True  # guess tokens from the prompt; the answer is the same, and sooner there where it copies
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Result:
     text: str
     token_ids: tuple[int, ...]  # without the stop token
     finish_reason: str  # "stop" | "length"
-    tokens: dict[str, int]  # prompt, image, generated, reused
+    tokens: dict[str, int]  # prompt, image, generated, reused, steps of decoding
     seconds: dict[str, float]  # vision, prefill, decode
     notes: tuple[str, ...] = ()
 
@@ -73,8 +73,9 @@ class Engine:
         self.limits: Limits = runner.limits
         self.tokenizer = Tokenizer(bundle.tokenizer_json())
         self._prompts = PromptBuilder(self.tokenizer, bundle.chat_template(), self.config.tokens)
+        self.budget = Budget(self._prompts, self.tokenizer, self.config, self.limits.context)
+        self.embeddings = Embeddings(self.config.text.hidden_size)
         self._held: list[Key] = []  # what slot 0 of the KV cache holds
-        self._embeddings: OrderedDict[str, F32] = OrderedDict()
 
     @classmethod
     def open(cls, path: str | Path, threads: int | None = None, backend: str = "auto") -> Engine:
@@ -107,40 +108,38 @@ class Engine:
         """
         if request.max_tokens < 1:
             raise UsageError(f"max tokens is {request.max_tokens}; it must be at least 1")
-        prompt, pictures, tiling, notes = self._prepare(request)
+        prompt, views, notes = self._prepare(request)
+        room = min(request.max_tokens, self.limits.context - len(prompt.token_ids) + 1)
+        sampler = Sampler(request.sampling)
+        chooser = sampler if request.schema is None else request.schema.chooser(sampler, room)
         start = time.perf_counter()
-        embeddings = [self._embed(picture, tiling) for picture in pictures] if tiling else []
+        keys = _keys(prompt, views)
+        reused = _common(self._held, keys[:-1])
+        ids, new = _lay_out(prompt, reused)
+        rows = np.concatenate([self._embed(views[index]) for index in new]) if new else None
         looked = time.perf_counter()
 
-        keys, ids, rows = self._lay_out(prompt, pictures, embeddings, tiling)
-        reused = _common(self._held, keys[:-1])
         self._held = keys[:reused]
         logits = feed(self.runner, ids[reused:], reused, rows, 1)
         self._held = list(keys)
         filled = time.perf_counter()
 
-        sampler, decoder = Sampler(request.sampling), StreamDecoder(self.tokenizer)
-        room = min(request.max_tokens, self.limits.context - len(ids) + 1)
+        decoder = StreamDecoder(self.tokenizer)
         tokens: list[int] = []
         pieces: list[str] = []
-        reason = "length"
-        while True:
-            token = sampler.pick(logits[0, : self.config.tokens.size])
-            if token in self.config.tokens.stop:
-                reason = "stop"
-                break
+        lookup = Lookup(ids) if request.lookup else None
+        answer = Generation(self.runner, chooser, self.config.tokens, lookup)
+        for token in answer.run(logits, self._held, room):
             tokens.append(token)
             pieces.append(decoder.push(token))
             yield Delta(token, pieces[-1])
-            if len(tokens) >= room:
-                break
-            logits = feed(self.runner, [token], len(self._held), None, 1)
-            self._held.append(token)
+        reason = "stop" if answer.stopped else "length"
         tail = decoder.flush()
         if tail:
             pieces.append(tail)
         image_tokens = sum(count for _, count, _ in prompt.images)
         counts = {"prompt": len(ids), "image": image_tokens, "generated": len(tokens), "reused": reused}
+        counts["steps"] = answer.steps
         seconds = {"vision": looked - start, "prefill": filled - looked, "decode": time.perf_counter() - filled}
         if reason == "length" and room < request.max_tokens:
             notes = (*notes, f"the answer was cut at the plan's {self.limits.context} tokens of context")
@@ -148,66 +147,47 @@ class Engine:
 
     # -- one request --------------------------------------------------------------------------------------------
 
-    def _prepare(self, request: Request) -> tuple[Prompt, list[Picture], TilingConfig | None, tuple[str, ...]]:
+    def _prepare(self, request: Request) -> tuple[Prompt, list[View], tuple[str, ...]]:
         """Cost everything from sizes alone, then build the prompt."""
-        pictures = [part for m in request.messages for part in m.parts if isinstance(part, Picture)]
-        notes = tuple(note for picture in pictures for note in picture.notes)
-        vision, tiling = self.config.vision, request.tiling or self.config.tiling
-        if pictures and (vision is None or tiling is None):
-            raise PromptError("this bundle holds a language model without eyes; ask without pictures")
-        context = self.limits.context
-        if not pictures or vision is None or tiling is None:
-            prompt = self._prompts.build(request.messages, [])
-        else:
-            sizes = [picture.size for picture in pictures]
-            text = len(self._prompts.build(request.messages, [0] * len(sizes)).token_ids)
-            wanted = tiling.max_tiles
-            tiling = fit_tiles(sizes, context - text - 1, tiling, vision)
-            if tiling.max_tiles < wanted:
-                notes = (*notes, f"pictures were cut into at most {tiling.max_tiles} tiles to fit {context} tokens")
-            costs = [image_cost(w, h, tiling, vision).tokens for w, h in sizes]
-            prompt = self._prompts.build(request.messages, costs)
-        if len(prompt.token_ids) >= context:
-            raise CapacityError(
-                f"the prompt has {len(prompt.token_ids)} tokens, this bundle holds {context} in and out together; "
-                "ask a shorter question, or build with a larger --context"
-            )
-        return prompt, pictures, tiling, notes
+        settled = self.budget.settle(request.messages, request.tiling, request.max_tokens)
+        views = [view for message in settled.messages for view in message.shown if isinstance(view, View)]
+        prompt = self._prompts.build(settled.messages, self.budget.rows(settled.messages))
+        return prompt, views, settled.notes
 
-    def _embed(self, picture: Picture, tiling: TilingConfig) -> F32:
-        """The picture's embeddings (tokens, C), from the cache or by running the tower."""
+    def _embed(self, view: View) -> F32:
+        """The view's embeddings (rows, C), kept from before or by running the tower."""
         vision = self.config.vision
         assert vision is not None
-        key = _embedding_key(picture, tiling)
-        if key in self._embeddings:
-            self._embeddings.move_to_end(key)
-            return self._embeddings[key]
-        cost = image_cost(*picture.size, tiling, vision)
-        tiles = cut_tiles(picture, cost.tiling, tiling, vision.tile_size)
-        step = self.limits.tiles
+        kept = self.embeddings.get(view.key)
+        if kept is not None:
+            return kept
+        tiles, step = view.cut(vision), self.limits.tiles
         rows = [self.runner.vision(tiles[i : i + step]).copy() for i in range(0, len(tiles), step)]
-        embeddings: F32 = np.concatenate(rows)
-        self._embeddings[key] = embeddings
-        while len(self._embeddings) > 1 and sum(e.nbytes for e in self._embeddings.values()) > _EMBEDDING_CACHE:
-            self._embeddings.popitem(last=False)
-        return embeddings
+        return self.embeddings.keep(view.key, np.concatenate(rows))
 
-    def _lay_out(
-        self, prompt: Prompt, pictures: list[Picture], embeddings: list[F32], tiling: TilingConfig | None
-    ) -> tuple[list[Key], list[int], F32 | None]:
-        """What each place of the sequence is (keys), the ids to feed, and all image rows one after the other."""
-        ids = list(prompt.token_ids)
-        keys: list[Key] = list(ids)
-        offset = 0
-        for start, count, index in prompt.images:
-            assert tiling is not None
-            name = _embedding_key(pictures[index], tiling)
-            for r in range(count):
-                keys[start + r] = (name, r)
-                ids[start + r] = -1 - (offset + r)
-            offset += count
-        rows = np.concatenate([embeddings[i] for _, _, i in prompt.images]) if prompt.images else None
-        return keys, ids, rows
+
+def _keys(prompt: Prompt, views: list[View]) -> list[Key]:
+    """What each place of the sequence is."""
+    keys: list[Key] = list(prompt.token_ids)
+    for start, count, index in prompt.images:
+        keys[start : start + count] = [(views[index].key, r) for r in range(count)]
+    return keys
+
+
+def _lay_out(prompt: Prompt, reused: int) -> tuple[list[int], list[int]]:
+    """The ids to feed, image rows below zero, and the pictures whose rows these are, one after the other.
+
+    A picture that lies in the first `reused` places as a whole is not looked at again; its ids are never fed.
+    """
+    ids, new, offset = list(prompt.token_ids), list[int](), 0
+    for start, count, index in prompt.images:
+        if start + count <= reused:
+            ids[start : start + count] = [-1] * count
+            continue
+        ids[start : start + count] = range(-1 - offset, -1 - offset - count, -1)
+        new.append(index)
+        offset += count
+    return ids, new
 
 
 def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
@@ -228,10 +208,6 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
     from edgevl.backends.cpu import CpuRunner
 
     return CpuRunner(manifest.model, manifest.limits, bundle.weight, threads)
-
-
-def _embedding_key(picture: Picture, tiling: TilingConfig) -> str:
-    return f"{picture.digest}:{tiling.rule}:{tiling.max_tiles}:{tiling.thumbnail}"
 
 
 def _common(held: list[Key], wanted: list[Key]) -> int:

@@ -17,7 +17,6 @@ from edgevl.runner import Limits
 
 ALIGN = 64  # bytes, a cache line and an AVX-512 register
 ITEM_BYTES = {"f32": 4, "i32": 4, "u8": 1}
-KV_BYTES = {"f16": 2, "f32": 4}
 
 # Sizes that the native kernels are compiled with (native/types.h); the native plan checks the result against its own.
 GEMV_ROWS = 7  # most rows of a linear that go the matrix-vector way
@@ -26,7 +25,9 @@ TILE = 12 * 32  # f32 values of a ragged output tile
 QUERY_ROWS = 96  # query rows of one attention block
 KEYS = 64  # keys of one attention block
 KEY_LANES = 16  # keys that lie together in the KV cache
-SPLIT_ITEMS = 32  # partial results of a split decode attention, per query head
+DECODE_TOKENS = 8  # most tokens of a step that go the decode path of attention
+SPLIT_ITEMS = 32  # most partial results of a token's split attention, per query head
+SPLIT_KEYS = 256  # fewest keys of one split
 
 GroupSize = Callable[[str], int]
 
@@ -111,6 +112,17 @@ def _attention_values(head_dim: int, rows: int) -> int:
     return rows * (2 * padded + KEYS + 4) + 2 * KEYS * padded
 
 
+def kv_row_bytes(kv: str, size: int) -> int:
+    """Bytes of the keys, or of the values, of one token and KV head of D = `size`; int8 has an f32 scale with it."""
+    return {"f16": 2 * size, "int8": size + 4, "f32": 4 * size}[kv]
+
+
+def split_parts(context: int) -> int:
+    """The most parts that the attention of one token is split into; `split_parts` of native/types.h."""
+    fair = -(-context // (SPLIT_ITEMS * KEYS)) * KEYS
+    return -(-context // max(SPLIT_KEYS, fair))
+
+
 def _thread_values(node: Node, text: TextConfig | None) -> int:
     """f32 values of scratch that one thread needs to run `node`."""
     if node.op == "linear":
@@ -134,7 +146,7 @@ def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_siz
     if text is not None and node.op == "rope_write":
         return turns
     if text is not None and node.op == "attention":
-        return turns + 4 * SPLIT_ITEMS * text.heads * (text.head_dim + 2)
+        return turns + 4 * DECODE_TOKENS * split_parts(limits.context) * text.heads * (text.head_dim + 2)
     if node.op == "linear" and (group := group_size(node.weights[0].name)):
         rows, cols = node.inputs[0].rows, node.inputs[0].cols
         return turns + max_counts(limits)[rows.symbol] * rows.factor * aligned(-(-cols // group) * (group + 12))
@@ -180,7 +192,7 @@ def plan_memory(
     kv_layer = 0
     if text is not None:
         context = -(-limits.context // KEY_LANES) * KEY_LANES
-        kv_layer = aligned(limits.slots * text.kv_heads * context * text.head_dim * KV_BYTES[limits.kv])
+        kv_layer = aligned(limits.slots * text.kv_heads * context * kv_row_bytes(limits.kv, text.head_dim))
     kv = 2 * kv_layer * (text.layers if text is not None else 0)
     nodes = [node for graph in graphs for node in graph.nodes]
     shared = aligned(max((_shared_bytes(n, text, limits, group_size) for n in nodes), default=0))

@@ -18,10 +18,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgevl.config import TokenConfig
 from edgevl.errors import PromptError
-from edgevl.image import Picture
 from edgevl.tokenizer import Tokenizer
+from edgevl.view import Shown, Video, VideoView
 
 MAX_IMAGES = 4  # per request; the model card's limit
+MAX_VIDEOS = 1  # per request
 MAX_TEXT = 1 << 20  # characters of all texts of a request; no context holds more
 _MAX_RENDERED = 1 << 16  # characters that a template may write besides the texts
 _ROLES = ("system", "user", "assistant")
@@ -37,11 +38,32 @@ LLAMA3_TEMPLATE = (
 
 
 @dataclass(frozen=True)
+class Said:
+    """What the model answered, with its own token ids: they go back as they came, so that the KV cache still holds."""
+
+    text: str
+    token_ids: tuple[int, ...]  # without the stop token
+
+
+Part = str | Said | Shown
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn. Pictures before the first text each take a line of their own; later ones stand where they are put."""
 
-    role: str  # "system" | "user" | "assistant"; only a user shows pictures
-    parts: tuple[str | Picture, ...]
+    role: str  # "system" | "user" | "assistant"; only a user shows pictures and videos
+    parts: tuple[Part, ...]
+
+    @property
+    def shown(self) -> tuple[Shown, ...]:
+        """Its pictures and videos, in order."""
+        return tuple(part for part in self.parts if not isinstance(part, str | Said))
+
+    @property
+    def text(self) -> str:
+        """Its texts, one after the other."""
+        return "".join(p if isinstance(p, str) else p.text for p in self.parts if isinstance(p, str | Said))
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ class PromptBuilder:
         question, too many pictures or too much text, and for a template that fails.
         """
         messages = _checked(messages)
-        pictures = sum(isinstance(part, Picture) for message in messages for part in message.parts)
+        pictures = sum(len(message.shown) for message in messages)
         assert pictures == len(image_tokens), f"{pictures} pictures, {len(image_tokens)} costs"
         if pictures and self._tokens.image is None:
             raise PromptError("this model has no <image> token and sees no pictures; ask without them")
@@ -119,8 +141,13 @@ class PromptBuilder:
                     else:
                         close()
                         ids.append(token)
-            elif piece.text is not None:
-                run.append(piece.text)
+            elif isinstance(piece.part, str):
+                run.append(piece.part)
+            elif isinstance(piece.part, Said):
+                close()
+                if not all(0 <= token < self._tokens.size for token in piece.part.token_ids):
+                    raise PromptError("an answer has token ids that this model does not know; ask without it")
+                ids.extend(piece.part.token_ids)
             else:
                 close()
                 assert self._tokens.image is not None
@@ -135,9 +162,9 @@ class PromptBuilder:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A place in the rendered template; `text` is None for a picture."""
+    """A place in the rendered template; `part` is None for a picture."""
 
-    text: str | None
+    part: str | Said | None
 
 
 class _Slots:
@@ -152,24 +179,24 @@ class _Slots:
 
     def content(self, message: Message) -> str:
         """The message's content for the template: white space at its two ends is real, so that `trim` can trim it."""
-        pieces: list[str | None] = []  # None is a picture
+        pieces: list[str | Said | None] = []  # None is a picture
         for part, following in zip(message.parts, [*message.parts, ""][1:], strict=True):
-            if isinstance(part, str):
+            if isinstance(part, str | Said):
                 pieces.append(part)
                 continue
             leads = not any(isinstance(piece, str) and piece.strip() for piece in pieces)
             own_line = isinstance(following, str) and following.startswith("\n")
             pieces.extend((None, "\n") if leads and not own_line else (None,))
-        joined: list[str | None] = []
+        joined: list[str | Said | None] = []
         for piece in pieces:
-            if piece is not None and joined and joined[-1] is not None:
+            if isinstance(piece, str) and joined and isinstance(joined[-1], str):
                 joined[-1] += piece
             else:
                 joined.append(piece)
         content = ""
         for index, piece in enumerate(joined):
-            if piece is None:
-                content += self._word(None)
+            if not isinstance(piece, str):
+                content += self._word(piece)
                 continue
             body = piece.lstrip() if index == 0 else piece
             head = piece[: len(piece) - len(body)]
@@ -177,8 +204,8 @@ class _Slots:
             content += head + (self._word(core) if core else "") + body[len(core) :]
         return content
 
-    def _word(self, text: str | None) -> str:
-        self._slots.append(_Slot(text))
+    def _word(self, part: str | Said | None) -> str:
+        self._slots.append(_Slot(part))
         return f"{self._key}{len(self._slots) - 1}e"
 
     def split(self, rendered: str) -> list[str | _Slot]:
@@ -198,7 +225,7 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         if message.role not in _ROLES:
             raise PromptError(f"the role {message.role!r:.40} does not exist; choose {', '.join(_ROLES)}")
-        if message.role != "user" and any(isinstance(part, Picture) for part in message.parts):
+        if message.role != "user" and message.shown:
             raise PromptError(f"a message of the {message.role} has a picture; only the user shows pictures")
     kept = [m for i, m in enumerate(messages) if i or m.role != "system" or _says_something(m)]
     turns = kept[1:] if kept and kept[0].role == "system" else kept
@@ -214,11 +241,13 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
     for message in turns[::2]:
         if not _says_something(message):
             raise PromptError("a message of the user is empty; write a text or add a picture")
-    parts = [part for message in kept for part in message.parts]
-    pictures = sum(isinstance(part, Picture) for part in parts)
-    if pictures > MAX_IMAGES:
-        raise PromptError(f"the conversation has {pictures} pictures; the model takes at most {MAX_IMAGES}")
-    length = sum(len(part) for part in parts if isinstance(part, str))
+    shown = [part for message in kept for part in message.shown]
+    videos = sum(isinstance(part, Video | VideoView) for part in shown)
+    if len(shown) - videos > MAX_IMAGES:
+        raise PromptError(f"the conversation has {len(shown) - videos} pictures; the model takes at most {MAX_IMAGES}")
+    if videos > MAX_VIDEOS:
+        raise PromptError(f"the conversation has {videos} videos; the model takes at most {MAX_VIDEOS}")
+    length = sum(len(message.text) for message in kept)
     if length > MAX_TEXT:
         raise PromptError(
             f"the conversation has {length} characters of text; at most {MAX_TEXT} are read, so shorten it"
@@ -227,7 +256,7 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
 
 
 def _says_something(message: Message) -> bool:
-    return any(isinstance(part, Picture) or part.strip() for part in message.parts)
+    return bool(message.shown or message.text.strip())
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -1,8 +1,8 @@
 """The numpy twin of every op: this is the definition, written for reading and not for speed.
 
 Each function takes and returns plain arrays (f32 unless said). `ReferenceOps` wraps them into `Ops`, eager,
-with weights by name and an f32 or f16-rounded KV cache. `edgevl.backends.reference` runs whole models with it; the op
-tests hold every other implementation against these functions.
+with weights by name and a KV cache in f32, or rounded to f16 or int8. `edgevl.backends.reference` runs whole models
+with it; the op tests hold every other implementation against these functions.
 """
 
 from __future__ import annotations
@@ -167,9 +167,14 @@ class ReferenceOps:
         self,
         weights: Callable[[str], tuple[Weight, F32 | None]],
         cache: list[tuple[Array, Array]] | None = None,
+        int8_cache: bool = False,
     ) -> None:
-        """`weights(name)` gives weight and bias; `cache[layer]` is (keys, values), (slots, G, S, D) each."""
+        """`weights(name)` gives weight and bias; `cache[layer]` is (keys, values), (slots, G, S, D) each.
+
+        `int8_cache`: what is written goes through `in_int8`, each head of a token by a scale of its own.
+        """
         self._weights = weights
+        self._int8_cache = int8_cache
         self._cache = cache or []
 
     def linear_weight(self, name: str) -> Linear[Any]:
@@ -202,8 +207,9 @@ class ReferenceOps:
         turned = rotate(heads[:, : h + g], step.positions, inverse_frequencies(config))
         keys, values = self._cache[layer]
         positions, slots = step.positions.reshape(-1), step.slots.reshape(-1)
-        keys[slots, :, positions] = turned[:, h:]
-        values[slots, :, positions] = heads[:, h + g :]
+        for place, rows in ((keys, turned[:, h:]), (values, heads[:, h + g :])):
+            coded = in_int8(rows.reshape(-1, d), d).reshape(rows.shape) if self._int8_cache else rows
+            place[slots, :, positions] = coded
         return np.ascontiguousarray(turned[:, :h].reshape(-1, h * d))
 
     def attention(self, q: Any, step: Step[Any], layer: int, config: TextConfig) -> Any:

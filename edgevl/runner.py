@@ -26,14 +26,14 @@ class Limits:
     chunk: int = 512  # most tokens of one decoder step
     logit_rows: int = 16  # most rows of logits of one step
     tiles: int = 1  # most tiles of one vision run
-    kv: str = "f16"  # "f16" | "f32"
+    kv: str = "f16"  # "f16" | "int8" | "f32"
 
     def __post_init__(self) -> None:
         for name in ("context", "slots", "chunk", "logit_rows", "tiles"):
             if getattr(self, name) < 1:
                 raise UsageError(f"the limit {name} is {getattr(self, name)}; it must be at least 1")
-        if self.kv not in ("f16", "f32"):
-            raise UsageError(f"a KV cache of {self.kv!r} is not supported; choose f16 or f32")
+        if self.kv not in ("f16", "int8", "f32"):
+            raise UsageError(f"a KV cache of {self.kv!r} is not supported; choose f16, int8 or f32")
 
 
 class Runner(Protocol):
@@ -54,3 +54,11 @@ class Runner(Protocol):
     def planned_bytes(self) -> int:
         """Weights and arena, as the plan counts them."""
         ...
+
+
+def alike_rows(runner: Runner) -> int:
+    """The most tokens of a step whose logits are, bit by bit, those of steps of one token each.
+
+    A backend promises it as an attribute `alike_rows`; one that says nothing promises a single token.
+    """
+    return int(getattr(runner, "alike_rows", 1))

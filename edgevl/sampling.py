@@ -37,6 +37,10 @@ class Sampler:
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
 
+    def expected(self) -> list[int]:
+        """Nothing is known of the next tokens."""
+        return []
+
     def pick(self, logits: NDArray[np.float32]) -> int:
         """(V,) -> a token id. Top-p keeps the fewest tokens whose probability reaches p (Holtzman et al. 2019)."""
         if self._settings.temperature == 0:

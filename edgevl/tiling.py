@@ -101,6 +101,11 @@ def image_cost(width: int, height: int, config: TilingConfig, vision: VisionConf
     return ImageCost(tiling, tiling.tiles, tokens, tokens + 2)
 
 
+def ladder(config: TilingConfig) -> tuple[int, ...]:
+    """Most tiles of a picture to try, in order: the given maximum, then 12, 8, 6, 4, 2, 1 below it."""
+    return (config.max_tiles, *(step for step in _LADDER if step < config.max_tiles))
+
+
 def fit_tiles(
     sizes: Sequence[tuple[int, int]], budget_tokens: int, config: TilingConfig, vision: VisionConfig
 ) -> TilingConfig:
@@ -111,7 +116,7 @@ def fit_tiles(
     training recipe's own steps. Raises `CapacityError` when one tile each is still too much.
     """
     needed = 0
-    for most in (config.max_tiles, *(step for step in _LADDER if step < config.max_tiles)):
+    for most in ladder(config):
         tried = replace(config, max_tiles=most)
         needed = sum(image_cost(w, h, tried, vision).tokens for w, h in sizes)
         if needed <= budget_tokens:

@@ -68,7 +68,7 @@ def child(config: Document) -> None:
             return number
 
     class Stub:
-        model, prompt = "stub", "Which number?"
+        model, prompt, schema = "stub", "Which number?", None
 
         def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
             time.sleep(rng.uniform(0, 0.02))

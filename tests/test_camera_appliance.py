@@ -32,7 +32,7 @@ from edgevl.segments import Retention
 class Stub:
     """Captions a frame by the number that is drawn in it."""
 
-    model, prompt = "stub", "Which number?"
+    model, prompt, schema = "stub", "Which number?", None
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.asked: list[int | None] = []

@@ -84,6 +84,26 @@ def test_a_line_for_every_picture(run, bundle: Path, folder: Path, tmp_path: Pat
         assert datetime.datetime.fromisoformat(str(line["time"])).tzinfo is not None
 
 
+def test_lines_have_the_fields_of_a_schema(run, bundle: Path, folder: Path, tmp_path: Path) -> None:
+    out, rules = tmp_path / "out.jsonl", tmp_path / "rules.json"
+    number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    rules.write_text(json.dumps({**number, "additionalProperties": False}))
+    asked = (bundle, folder / "b.png", "-o", out, "--max-tokens", 20)
+    assert run(*asked, "--schema", rules)[0] == 0
+    assert run(*asked, "--schema", rules)[0] == 0  # done already
+    (line,) = read(out)
+    assert isinstance(line["fields"], dict) and isinstance(line["fields"]["n"], int)
+    assert "caption" not in line
+    rules.write_text('{"type": "boolean"}')
+    assert run(*asked, "--schema", rules)[0] == 0
+    assert run(*asked)[0] == 0
+    assert [type(line.get("fields")) for line in read(out)] == [dict, bool, type(None)]
+    rules.write_text('{"not": {}}')
+    code, _, err = run(*asked, "--schema", rules)
+    assert code == 2
+    assert "cannot be enforced" in err
+
+
 def test_a_second_run_skips_what_is_done(run, bundle: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     run(bundle, folder / "b.png", "-o", out, "--max-tokens", 4)

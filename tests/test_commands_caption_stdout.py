@@ -49,7 +49,7 @@ def test_lines_go_to_stdout_without_an_output(root: Path) -> None:
 def test_a_line_counts_its_tokens_and_max_tiles_lowers_them(root: Path) -> None:
     def image_tokens(*arguments: object) -> int:
         line = json.loads(run(root, root / "pictures", *arguments).stdout)
-        assert set(line["tokens"]) == {"prompt", "image", "generated", "reused"}
+        assert set(line["tokens"]) == {"prompt", "image", "generated", "reused", "steps"}
         count: int = line["tokens"]["image"]
         return count
 

@@ -86,6 +86,22 @@ def test_json_has_the_promised_fields(run, root: Path) -> None:
     assert document["backend"].startswith("cpu")
 
 
+def test_json_is_no_conversation_at_a_terminal(run, root: Path) -> None:
+    code, out, err = run(root / "b", "--json", terminal=True)
+    assert (code, out) == (2, "")
+    assert "-p" in err
+
+
+def test_json_through_a_pipe_is_a_document_a_line(run, root: Path) -> None:
+    lines = (f"/image {root}/picture 0.png", "What?", "/nonsense", "And now?")
+    code, out, err = run(root / "b", "--json", "--max-tokens", 3, stdin="\n".join(lines))
+    assert code == 2  # of the nonsense
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert set(FIELDS) <= set(first) and set(FIELDS) <= set(second)
+    assert second["tokens"]["reused"] == first["tokens"]["prompt"] + 2  # the last token of a cut answer comes later
+    assert err.count("edgevl: ") == 1
+
+
 def test_the_same_answer_streams_as_text(run, root: Path) -> None:
     question = (root / "b", "-p", "Hello?", "--max-tokens", 8)
     expected = json.loads(run(*question, "--json")[1])
@@ -109,7 +125,6 @@ def test_sampling_follows_the_seed(run, root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("b", "--json"), ("-p",)),
         (("b", "-p", "x", *(["-i", "picture 0.png"] * 5)), ("5", "4")),
         (("b", "-p", "x", "-i", "bad.png"), ("bad.png",)),
         (("b", "-p", "x", "-i", "none.png"), ("none.png",)),
@@ -121,7 +136,7 @@ def test_sampling_follows_the_seed(run, root: Path) -> None:
         (("b", "-p", "x", "--seed", "-3"), ("-3",)),
         (("b", "-p", "x", "--system", "\udcff"), ("--system", "UTF-8")),
         (("b", "-p", "\udcff"), ("UTF-8",)),
-        (("b", "-p", "word " * 500), ("384", "--context")),
+        (("b", "-p", "word " * 500), ("384", "1520", "1024")),
         (("text", "-p", "x", "-i", "picture 0.png"), ("eyes",)),
         (("text", "-p", "x", "--max-tiles", "2"), ("eyes", "--max-tiles")),
     ],
@@ -194,7 +209,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(run, root: Path, monkeypa
     assert code == 0
     assert "stopped" in err
     assert out == "half\x1b[2J\nhalf\x1b[2J\n"  # a file gets the model's own characters
-    assert [m.parts for m in asked[1].messages] == [("one",), ("half\x1b[2J",), ("two",)]
+    assert [m.text for m in asked[1].messages] == ["one", "half\x1b[2J", "two"]
 
 
 def test_ctrl_c_ends_a_single_question_with_130(run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +225,8 @@ def test_ctrl_c_ends_a_single_question_with_130(run, root: Path, monkeypatch: py
 def test_a_terminal_is_spared_control_characters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgevl.commands.chat import _print
+    from edgevl.terminal import show_text
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    _print("a\x1b]0;title\x07\tb\n\x9b2J\r é")
+    show_text("a\x1b]0;title\x07\tb\n\x9b2J\r é")
     assert capsys.readouterr().out == "a]0;title\tb\n2J é"

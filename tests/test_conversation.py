@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from PIL import Image
 
+from edgevl.budget import Settled
 from edgevl.conversation import AnswerSettings, Conversation
 from edgevl.engine import Delta, Request, Result
 from edgevl.errors import CapacityError, PromptError, UsageError
 from edgevl.image import Picture, load_image
+from edgevl.prompt import Message, Said
+
+
+class PlayedBudget:
+    """Holds `context` messages, each one token; pictures count one more."""
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+
+    def room(self, max_tokens: int) -> int:
+        return 0
+
+    def tokens(self, messages: Sequence[Message]) -> int:
+        return len(messages) + sum(len(m.shown) for m in messages)
+
+    def settle(self, messages: Sequence[Message], *_: object) -> Settled:
+        if self.tokens(messages) > self.context:
+            raise CapacityError("too long")
+        return Settled(tuple(messages), self.tokens(messages), ())
 
 
 class PlayedEngine:
-    """Answers "a", "b", "c"; refuses requests of more than `most` messages; remembers what it was asked."""
+    """Answers "a", "b", "c"; holds `most` messages; remembers what it was asked."""
 
     def __init__(self, most: int = 100) -> None:
-        self.most, self.asked, self.resets, self.closed = most, list[Request](), 0, 0
+        self.budget, self.asked, self.resets, self.closed = PlayedBudget(most), list[Request](), 0, 0
 
     def stream(self, request: Request) -> Iterator[Delta | Result]:
         self.asked.append(request)
-        if len(request.messages) > self.most:
-            raise CapacityError("too long")
         try:
             for i, text in enumerate("abc"):
                 yield Delta(i, text)
@@ -54,7 +72,7 @@ def test_history_and_system_are_sent_with_every_question() -> None:
         assert isinstance(items[-1], Result)
     assert [roles(r) for r in engine.asked] == ["su", "suau"]
     assert engine.asked[1].messages[1].parts == ("one",)
-    assert engine.asked[1].messages[2].parts == ("abc",)
+    assert engine.asked[1].messages[2].parts == (Said("abc", (0, 1, 2)),)
     assert conversation.last is not None
     assert (conversation.turns, told, engine.closed) == (2, [], 2)
 
@@ -67,17 +85,17 @@ def test_a_stopped_answer_stays_as_far_as_it_came() -> None:
     stream.close()
     assert engine.closed == 1
     list(conversation.ask("two"))
-    assert [m.parts for m in engine.asked[1].messages] == [("one",), ("ab",), ("two",)]
+    assert [m.parts for m in engine.asked[1].messages] == [("one",), (Said("ab", (0, 1)),), ("two",)]
 
 
 def test_a_question_that_failed_is_forgotten_and_its_pictures_wait() -> None:
     engine, conversation, _ = talk()
     list(conversation.ask("one"))
     conversation.attach(shown := picture())
-    engine.most = 0
+    engine.budget.context = 0
     with pytest.raises(CapacityError):
         list(conversation.ask("two"))
-    engine.most = 100
+    engine.budget.context = 100
     assert conversation.turns == 1  # what was said before survives a question that can never fit
     list(conversation.ask("three"))
     assert engine.asked[-1].messages[-1].parts == (shown, "three")
@@ -91,6 +109,18 @@ def test_the_oldest_turns_are_dropped_when_no_more_fits() -> None:
         list(conversation.ask(text))
     assert [m.parts for m in engine.asked[-1].messages[::2]] == [("two",), ("three",), ("four",)]
     assert told == ["The conversation is full; its oldest question was dropped."]
+
+
+def test_pictures_leave_before_their_question_and_more_leaves_than_is_needed() -> None:
+    engine, conversation, told = talk(most=16)
+    conversation.attach(picture())
+    for number in range(9):  # the ninth would be 17 messages and a picture; 14 leave room for another turn
+        list(conversation.ask(f"question {number}"))
+    assert told == ["The conversation is full; its oldest picture was and its oldest 2 questions were dropped."]
+    assert engine.asked[-2].messages[0].text == "question 0"
+    assert engine.asked[-1].messages[0].parts == ("question 2",)
+    list(conversation.ask("question 9"))
+    assert len(told) == 1
 
 
 def test_the_oldest_pictures_are_dropped_beyond_four() -> None:

@@ -79,6 +79,9 @@ def test_totals_add_up() -> None:
     assert plan.thread_offset + 3 * plan.thread_bytes == plan.total
     wide = plan_memory([record_decoder(model)], Limits(100, 3, 24, 5, 2, "f32"), model.text, threads=1)
     assert wide.kv == 2 * plan.kv
+    # int8: 12 bytes and a scale of 4 for each of 3 x 2 x 112 heads = 10752, a multiple of 64
+    narrow = plan_memory([record_decoder(model)], Limits(100, 3, 24, 5, 2, "int8"), model.text, threads=1)
+    assert narrow.kv_layer == 10752
 
 
 def test_temporaries_are_reused() -> None:

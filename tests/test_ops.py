@@ -67,14 +67,15 @@ class Case:
         weights: dict[str, tuple[Weight, np.ndarray | None]] | None = None,
         config: TextConfig | None = None,
         cache: tuple[np.ndarray, np.ndarray] | None = None,
+        kv: str = "f32",
     ) -> None:
-        self.op, self.label, self.call = op, label, call
+        self.op, self.label, self.call, self.kv = op, label, call, kv
         self.inputs, self.counts, self.weights = inputs, counts, weights or {}
         self.config, self.cache = config, cache
 
     def reference(self) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
         cache = None if self.cache is None else (self.cache[0].copy(), self.cache[1].copy())
-        ops = ReferenceOps(lambda name: self.weights[name], [cache] if cache else [])
+        ops = ReferenceOps(lambda name: self.weights[name], [cache] if cache else [], self.kv == "int8")
         return self.call(ops, {k: v for k, (v, _) in self.inputs.items()}), cache
 
     def cpu(self, threads: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
@@ -101,7 +102,7 @@ class Case:
             chunk=max(self.counts.get("tokens", 1), self.counts.get("images", 1)),
             logit_rows=self.counts.get("logits", 1),
             tiles=self.counts.get("tiles", 1),
-            kv="f16" if cache and cache[0].dtype == np.float16 else "f32",
+            kv=self.kv,
         )
         values = {name: array for name, (array, _) in self.inputs.items()}
         result = run_graph(
@@ -253,8 +254,15 @@ def embed_cases() -> list[Case]:
     return cases
 
 
+def held(values: np.ndarray, kv: str) -> np.ndarray:
+    """Keys or values (slots, G, S, D) as a cache of this kind holds them."""
+    if kv == "int8":
+        return in_int8(values.reshape(-1, values.shape[3]), values.shape[3]).reshape(values.shape)
+    return values.astype(np.float16 if kv == "f16" else np.float32)
+
+
 def attention_cases() -> list[Case]:
-    """rope_write and attention over an f16 and an f32 cache: GQA shares, several slots, ragged depths."""
+    """rope_write and attention over an f16, an int8 and an f32 cache: GQA shares, several slots, ragged depths."""
     scaled = RopeScaling(8.0, 1.0, 4.0, 64)
     configs = [
         text_config(4, 2, 16),
@@ -274,11 +282,11 @@ def attention_cases() -> list[Case]:
     cases = []
     for c, config in enumerate(configs):
         for name, (positions, slots) in steps.items():
-            for dtype in (np.float16, np.float32):
+            for kv in ("f16", "int8", "f32"):
                 count = len(positions)
                 counts = {"tokens": count}
                 shape = (3, config.kv_heads, 64, config.head_dim)
-                cache = (normal(1, *shape).astype(dtype), normal(2, *shape).astype(dtype))
+                cache = (held(normal(1, *shape), kv), held(normal(2, *shape), kv))
                 places = {
                     "p": (np.array(positions, np.int32), Rows("tokens")),
                     "s": (np.array(slots, np.int32), Rows("tokens")),
@@ -287,7 +295,7 @@ def attention_cases() -> list[Case]:
                 def step(i: dict[str, Any]) -> Step[Any]:
                     return Step(tokens=None, positions=i["p"], slots=i["s"], images=None, logit_rows=None)
 
-                label = f"config={c} {name} {np.dtype(dtype).name}"
+                label = f"config={c} {name} {kv}"
                 qkv = {"x": (normal(3, count, config.qkv_size), Rows("tokens")), **places}
                 cases.append(
                     Case(
@@ -298,6 +306,7 @@ def attention_cases() -> list[Case]:
                         counts,
                         config=config,
                         cache=cache,
+                        kv=kv,
                     )
                 )
                 q = {"x": (normal(3, count, config.heads * config.head_dim), Rows("tokens")), **places}
@@ -310,6 +319,7 @@ def attention_cases() -> list[Case]:
                         counts,
                         config=config,
                         cache=cache,
+                        kv=kv,
                     )
                 )
     return cases

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from edgevl.config import TokenConfig
 from edgevl.errors import PromptError
 from edgevl.image import Picture
-from edgevl.prompt import LLAMA3_TEMPLATE, MAX_TEXT, Message, Prompt, PromptBuilder
+from edgevl.prompt import LLAMA3_TEMPLATE, MAX_TEXT, Message, Prompt, PromptBuilder, Said
 from edgevl.tokenizer import Tokenizer
 
 SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>")
@@ -68,6 +68,20 @@ def whole(text: str) -> tuple[int, ...]:
 # -- the formats --------------------------------------------------------------------------------------------------
 
 HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n"
+
+
+def test_an_answer_goes_back_as_its_own_tokens() -> None:
+    split = tuple(TOKENIZER.encode(c, specials=False)[0] for c in " user\n")  # not as the tokenizer would write it
+    told = [user("Hello"), Message("assistant", (Said(" user\n", split),)), user("Again")]
+    text = [user("Hello"), Message("assistant", ("user",)), user("Again")]
+    found, plain = LLAMA.build(told, []).token_ids, LLAMA.build(text, []).token_ids
+    start = len(LLAMA.build(told[:1], []).token_ids)
+    assert found[:start] == LLAMA.build(told[:1], []).token_ids
+    assert found[start : start + len(split)] == split
+    assert found[start + len(split) :] == plain[plain.index(ID("<|eot_id|>"), start) :]
+    for wrong in (-1, TOKENIZER.size):
+        with pytest.raises(PromptError, match="does not know"):
+            LLAMA.build([user("Hello"), Message("assistant", (Said("x", (wrong,)),)), user("Again")], [])
 
 
 def test_llama3_to_the_letter() -> None:

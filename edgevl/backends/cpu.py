@@ -17,7 +17,7 @@ from edgevl._native import Plan
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import CapacityError, UsageError
 from edgevl.layouts import StoredWeight
-from edgevl.memory import ALIGN, KEY_LANES, MemoryPlan, max_counts, plan_memory
+from edgevl.memory import ALIGN, GEMV_ROWS, KEY_LANES, MemoryPlan, max_counts, plan_memory
 from edgevl.recorder import Buffer, Graph, Node, WeightRef, record_decoder, record_vision
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import F32, I32, Limits
@@ -76,34 +76,56 @@ class _Program:
         view = self._arena[start : start + rows * buffer.cols * dtype.itemsize].view(dtype)
         return view.reshape(rows, buffer.cols)
 
-    def _cache(self, layer: int) -> tuple[Array, Array]:
-        """Views into the arena: a layer's keys (slots, G, blocks, D, KEY_LANES) and values (slots, G, context, D)."""
+    def _cache(self, layer: int) -> list[tuple[Array, Array | None]]:
+        """Views into the arena of keys and values with their scales (slots, G, blocks · KEY_LANES), for int8.
+
+        Keys are (slots, G, blocks, D, KEY_LANES), values (slots, G, context, D).
+        """
         assert self._text is not None
-        dtype = np.dtype(np.float16 if self._limits.kv == "f16" else np.float32)
-        heads, size, context = (self._limits.slots, self._text.kv_heads), self._text.head_dim, self._limits.context
+        kv, size, context = self._limits.kv, self._text.head_dim, self._limits.context
+        dtype = np.dtype({"f16": np.float16, "int8": np.int8, "f32": np.float32}[kv])
+        heads, blocks = (self._limits.slots, self._text.kv_heads), -(-context // KEY_LANES)
         start = self.memory.kv_offset + 2 * layer * self.memory.kv_layer
-        views = []
-        for shape in ((*heads, -(-context // KEY_LANES), size, KEY_LANES), (*heads, context, size)):
+        views: list[tuple[Array, Array | None]] = []
+        for shape in ((*heads, blocks, size, KEY_LANES), (*heads, context, size)):
             end = start + int(np.prod(shape)) * dtype.itemsize
-            views.append(self._arena[start:end].view(dtype).reshape(shape))
+            numbers = self._arena[start:end].view(dtype).reshape(shape)
+            scales = None
+            if kv == "int8":
+                rows = int(np.prod(heads)) * blocks * KEY_LANES
+                at = start + rows * size
+                scales = self._arena[at : at + 4 * rows].view(np.float32).reshape(*heads, blocks * KEY_LANES)
+            views.append((numbers, scales))
             start += self.memory.kv_layer
-        return views[0], views[1]
+        return views
 
     def read_cache(self, layer: int) -> tuple[Array, Array]:
-        """Keys and values of a layer, (slots, G, context, D) each, copied."""
-        keys, values = self._cache(layer)
+        """Keys and values of a layer, (slots, G, context, D) each, copied; f32 for an int8 cache."""
+        (keys, key_scales), (values, value_scales) = self._cache(layer)
         slots, groups, blocks, size, lanes = keys.shape
-        plain = keys.transpose(0, 1, 2, 4, 3).reshape(slots, groups, blocks * lanes, size)
-        return plain[:, :, : self._limits.context].copy(), values.copy()
+        context = self._limits.context
+        plain = keys.transpose(0, 1, 2, 4, 3).reshape(slots, groups, blocks * lanes, size)[:, :, :context]
+        found = []
+        for numbers, scales in ((plain, key_scales), (values, value_scales)):
+            found.append(numbers.copy() if scales is None else numbers * scales[:, :, :context, None])
+        return found[0], found[1]
 
     def write_cache(self, layer: int, keys: Array, values: Array) -> None:
         """Set what `read_cache` gives."""
-        own, place = self._cache(layer)
+        (own, key_scales), (place, value_scales) = self._cache(layer)
         slots, groups, blocks, size, lanes = own.shape
+        context = self._limits.context
+        codes = []
+        for given, scales in ((keys, key_scales), (values, value_scales)):
+            if scales is not None:
+                top = np.abs(given).max(axis=3)
+                scales[:, :, :context] = top / np.float32(127)
+                given = np.rint(given / np.maximum(scales[:, :, :context, None], np.float32(1e-30)))
+            codes.append(given)
         padded = np.zeros((slots, groups, blocks * lanes, size), own.dtype)
-        padded[:, :, : self._limits.context] = keys
+        padded[:, :, :context] = codes[0]
         own[...] = padded.reshape(slots, groups, blocks, lanes, size).transpose(0, 1, 2, 4, 3)
-        place[...] = values
+        place[...] = codes[1]
 
     def fill(self, name: str, inputs: Mapping[str, Array], counts: Mapping[str, int]) -> None:
         """Copy the inputs of a graph into the arena; raises `UsageError` for one that is missing or misshapen."""
@@ -143,7 +165,7 @@ class _Program:
             context=self._limits.context,
             size=text.head_dim,
             heads=text.heads,
-            half=self._limits.kv == "f16",
+            kind=self._limits.kv,
             frequencies=inverse_frequencies(text),
         )
 
@@ -219,6 +241,8 @@ class _Program:
 
 class CpuRunner:
     """A `Runner` on the processor's own cores. Not to be called from two threads at once."""
+
+    alike_rows = GEMV_ROWS  # so many tokens take the same kernels, and the same sums, as a single one
 
     def __init__(self, config: ModelConfig, limits: Limits, weights: Weights, threads: int | None = None) -> None:
         """Plan, allocate and lower everything; nothing is allocated afterwards.

@@ -30,12 +30,12 @@ class ReferenceRunner:
     def __init__(self, config: ModelConfig, limits: Limits, weights: Callable[[str], StoredWeight]) -> None:
         self.config, self.limits = config, limits
         t = config.text
-        dtype = np.float16 if limits.kv == "f16" else np.float32
+        dtype = np.float16 if limits.kv == "f16" else np.float32  # int8: f32 in steps
         shape = (limits.slots, t.kv_heads, limits.context, t.head_dim)
         self._cache = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(t.layers)]
         self._stored = weights
         self._logical: dict[str, tuple[Weight, F32 | None]] = {}
-        self._ops: Ops[Any] = ReferenceOps(self._weight, list(self._cache))
+        self._ops: Ops[Any] = ReferenceOps(self._weight, list(self._cache), limits.kv == "int8")
 
     def _weight(self, name: str) -> tuple[Weight, F32 | None]:
         if name not in self._logical:

@@ -178,7 +178,7 @@ class Appliance:
         line: dict[str, Any] = {
             "time": self._now(),
             "source": watched.capture.source.name,
-            "caption": caption.text,
+            **caption.said,
             "frame": {
                 "sha256": picture.digest,
                 "width": picture.size[0],
@@ -192,6 +192,8 @@ class Appliance:
             "prompt": self._captioner.prompt,
             "tokens": caption.tokens,
         }
+        if self._captioner.schema is not None:
+            line["schema"] = self._captioner.schema
         seconds = {"total": time.perf_counter() - start, **caption.seconds}
         line["seconds"] = {k: round(v, 4) for k, v in seconds.items()}
         if self._governor.factor > 1:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevl.engine import Engine, Request, Result
+from edgevl.errors import UsageError
 from edgevl.image import Picture, load_image
 from edgevl.prompt import Message
 
 if TYPE_CHECKING:
     from edgevl.config import TilingConfig
+    from edgevl.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class Caption:
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    is_json: bool = False  # a document of a schema
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What stands in the journal: the caption, or the schema's fields."""
+        return {"fields": json.loads(self.text)} if self.is_json else {"caption": self.text}
 
 
 class Captioner(Protocol):
@@ -29,6 +38,7 @@ class Captioner(Protocol):
 
     model: str  # the bundle's digest
     prompt: str
+    schema: str | None  # digest of the schema that captions are held to
 
     def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
         """Caption one picture; `alive` is called whenever work went on, at every token at least."""
@@ -38,25 +48,35 @@ class Captioner(Protocol):
 class EngineCaptioner:
     """Captions by an engine. Nothing of a picture is kept once it is captioned."""
 
-    def __init__(self, engine: Engine, prompt: str, max_tokens: int, tiling: TilingConfig | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: str,
+        max_tokens: int,
+        tiling: TilingConfig | None = None,
+        schema: Schema | None = None,
+    ) -> None:
         self.model = engine.bundle.digest
         self.prompt = prompt
-        self._engine, self._max_tokens, self._tiling = engine, max_tokens, tiling
+        self.schema = None if schema is None else schema.digest
+        self._engine, self._max_tokens, self._tiling, self._rules = engine, max_tokens, tiling, schema
 
     def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
         """Caption one picture; raises `UsageError` for one that cannot be asked about."""
         question = Message("user", (picture, self.prompt))
-        request = Request((question,), max_tokens=self._max_tokens, tiling=self._tiling)
+        request = Request((question,), max_tokens=self._max_tokens, tiling=self._tiling, schema=self._rules)
         for item in self._engine.stream(request):
             alive()
             if isinstance(item, Result):
                 self._forget()
-                return Caption(item.text.strip(), item.tokens, item.seconds, item.notes)
+                if self._rules is not None and item.finish_reason != "stop":
+                    raise UsageError(f"the document was not closed after {item.tokens['generated']} tokens; allow more")
+                return Caption(item.text.strip(), item.tokens, item.seconds, item.notes, self._rules is not None)
         raise AssertionError("a stream ends with its result")
 
     def _forget(self) -> None:
         """No frame of a camera comes twice, so that keeping its embeddings would only fill memory."""
-        self._engine._embeddings.clear()
+        self._engine.embeddings.clear()
 
     def warm_up(self) -> None:
         """Run every part of the model once, so that the first caption is as fast as the others."""

@@ -102,13 +102,15 @@ class FileJob:
         size = {"width": picture.size[0], "height": picture.size[1]}
         line |= {"frame": {"sha256": picture.digest, **size, **more}}
         line |= {"model": self._captioner.model, "prompt": self._captioner.prompt}
+        if self._captioner.schema is not None:
+            line["schema"] = self._captioner.schema
         if identity(line) in self._done:
             self.skipped += 1
             return
         caption = self._captioner.caption(picture, self._alive)
         for text in caption.notes:
             note(f"{Path(line['source']).name}: {text}")
-        self._write({**line, "caption": caption.text, "tokens": caption.tokens}, start, caption.seconds)
+        self._write({**line, **caption.said, "tokens": caption.tokens}, start, caption.seconds)
         self.written += 1
 
     def _write(self, line: dict[str, Any], start: float, parts: dict[str, float]) -> None:
@@ -138,14 +140,14 @@ def find_files(sources: tuple[Path, ...], recursive: bool) -> Iterator[Path]:
 
 
 def identity(line: dict[str, Any]) -> tuple[object, ...]:
-    """What makes two lines the same work: source, kind, pixels, place in a video, model and question; or the error."""
+    """What makes two lines the same work: source, kind, pixels, place in a video, model, question; or the error."""
     if "error" in line:
         return (line.get("source"), "error", str(line["error"]))
     frame = line.get("frame")
     frame = frame if isinstance(frame, dict) else {}
     kind = "caption" if "caption" in line or "unchanged_since" not in line else "unchanged"
     where = (frame.get("sha256"), frame.get("position"))
-    return (line.get("source"), kind, *map(str, (*where, line.get("model"), line.get("prompt"))))
+    return (line.get("source"), kind, *map(str, (*where, line.get("model"), line.get("prompt"), line.get("schema"))))
 
 
 def _files_of(folder: Path, recursive: bool) -> Iterator[Path]:

@@ -1,6 +1,6 @@
 """Decoded frames of a camera, stream, pipeline or video file, by PyAV. Nothing is reconnected here.
 
-Called by `edgevl.camera.capture` (live) and `edgevl.camera.video_file` (files).
+Called by `edgevl.camera.capture` (live), `edgevl.camera.files` and `edgevl.video` (files).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgevl.camera.source import Source
-from edgevl.errors import EdgevlError, MissingExtraError, UsageError
+from edgevl.errors import EdgevlError, ImageError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -62,11 +62,49 @@ def live_frames(source: Source, silence: float) -> Iterator[Iterator[VideoFrame]
         yield _decode(container, source.name, source)
 
 
-def decode_file(path: str) -> Iterator[VideoFrame]:
-    """The frames of a video file, in order; what of a broken tail can be decoded.
+def decode_file(path: str, only_keys: bool = False) -> Iterator[VideoFrame]:
+    """The frames of a video file, in order; what of a broken tail can be decoded. `only_keys`: key frames alone, fast.
 
     Raises `UsageError` for a file that cannot be opened or has no video.
     """
+    with _open_file(path) as container:
+        if only_keys and container.streams.video:
+            container.streams.video[0].codec_context.skip_frame = "NONKEY"
+        try:
+            yield from _decode(container, path)
+        except SourceLostError:
+            return  # a broken tail
+
+
+def frame_places(path: str) -> tuple[list[int], list[int], float]:
+    """When the frames of a video file are shown, and the key frames among them, both in order; nothing is decoded.
+
+    In units of the last result, seconds; where the file tells no times, the numbers of the frames, and 0 seconds.
+    Raises like `decode_file`.
+    """
+    av = load_av()
+    places: list[int] = []
+    keys: list[int] = []
+    timed = True
+    with _open_file(path) as container:
+        _check_video(container, path)
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0 or packet.is_discard:
+                    continue  # the end; what an edit list leaves out
+                timed = timed and packet.pts is not None
+                places.append(packet.pts if timed else len(places))
+                if packet.is_keyframe:
+                    keys.append(places[-1])
+        except (av.FFmpegError, OSError, ValueError, IndexError):
+            pass  # a broken tail
+        unit = float(stream.time_base or 0)
+    return (sorted(places), sorted(keys), unit) if timed else (list(range(len(places))), [], 0.0)
+
+
+@contextmanager
+def _open_file(path: str) -> Iterator[Any]:
     av = load_av()
     try:
         container = av.open(path, options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)})
@@ -75,15 +113,15 @@ def decode_file(path: str) -> Iterator[VideoFrame]:
             f"{path} is no video that can be read ({_reason(error)}); give a picture, a video or a folder"
         ) from error
     with container:
-        try:
-            yield from _decode(container, path)
-        except SourceLostError:
-            return  # a broken tail
+        yield container
 
 
 def to_image(frame: VideoFrame) -> Image:
-    """The frame as an upright RGB picture."""
-    image: Image = frame.to_image()  # type: ignore[no-untyped-call]
+    """The frame as an upright RGB picture. Raises `ImageError` for a frame that cannot be one."""
+    try:
+        image: Image = frame.to_image()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ImageError(f"a frame cannot be made a picture ({_reason(error)}); look at another") from error
     turn = getattr(frame, "rotation", 0) % 360
     return image.rotate(turn, expand=True) if turn else image
 
@@ -127,8 +165,7 @@ def split_pipeline(source: Source) -> list[str]:
 
 def _decode(container: Any, name: str, source: Source | None = None) -> Iterator[VideoFrame]:
     av = load_av()
-    if not container.streams.video:
-        raise UsageError(f"{name} has no video in it, only other streams; give one that has")
+    _check_video(container, name)
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads by frame would keep frames back
     bad = 0
@@ -145,12 +182,17 @@ def _decode(container: Any, name: str, source: Source | None = None) -> Iterator
             if bad >= _BAD_PACKETS:
                 raise SourceLostError(f"{name} sends nothing that can be decoded") from error
             continue
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError, IndexError) as error:  # IndexError: a stream appeared midway
             raise SourceLostError(f"{name} sends nothing more ({_reason(error, source)})") from error
         for frame in frames:
             if not frame.is_corrupt:
                 yield frame
     raise SourceLostError(f"{name} ended")
+
+
+def _check_video(container: Any, name: str) -> None:
+    if not container.streams.video:
+        raise UsageError(f"{name} has no video in it, only other streams; give one that has")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from edgevl.errors import CapacityError, UsageError
 from edgevl.machine import peak_resident_bytes
 from edgevl.prefill import feed
 from edgevl.runner import Runner
+from edgevl.traffic import step_bytes
 
 _READ_BYTES = 256 << 20  # far beyond any cache
 
@@ -95,20 +96,6 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
         "backend": runner.backend,
         "machine": {"processor": processor(), "system": platform.platform(), "edgevl": __version__, "repeats": repeats},
     }
-
-
-def step_bytes(bundle: Bundle, position: int) -> int:
-    """Bytes that one decode step at `position` must read: each text weight once (one embedding row), and the cache."""
-    model, limits = bundle.manifest.model, bundle.manifest.limits
-    weights = 0
-    for name, record in bundle.manifest.weights.items():
-        stored = bundle.weight(name)
-        if record.region in ("text", "head"):
-            weights += stored.nbytes
-        elif record.region == "embed":
-            weights += stored.nbytes // record.shape[0]
-    item = 2 if limits.kv == "f16" else 4
-    return weights + 2 * model.text.layers * model.text.kv_heads * model.text.head_dim * item * position
 
 
 def _rates(

@@ -19,7 +19,7 @@ from edgevl.targets import TARGETS
 @click.option("--head", type=click.Choice(["f16", "f32", "int8", "int4"]), default="f16", show_default=True)
 @click.option("--vision", type=click.Choice(["f16", "f32", "int8"]), default="f16", show_default=True)
 @click.option("--body", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="If not quantized.")
-@click.option("--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="The KV cache.")
+@click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="The KV cache.")
 @click.option("--context", type=int, help="Tokens in and out together; default: what the model handles, to 16384.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -31,6 +31,7 @@ _LIVE = Retention(segment_bytes=16_000_000, segment_seconds=86400.0, keep_bytes=
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON lines; added to. Default: to stdout.")
 @click.option("--prompt", default=_PROMPT, show_default=True, help="What is asked of each picture.")
+@click.option("--schema", type=click.Path(path_type=Path), help="Hold captions to the JSON schema in this file.")
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest caption.")
 @click.option("--max-tiles", type=int, help="Most tiles of a picture; default: the model's own.")
 @click.option("-r", "--recursive", is_flag=True, help="Folders within folders too.")
@@ -55,6 +56,7 @@ def command(
     sources: tuple[str, ...],
     output: Path | None,
     prompt: str,
+    schema: Path | None,
     max_tokens: int,
     max_tiles: int | None,
     recursive: bool,
@@ -82,9 +84,10 @@ def command(
     the scene changed.
 
     Each line of the output has time, sequence, source, caption, frame (sha256, width, height), model (the bundle's
-    digest), prompt, tokens, and seconds in total and for vision, prefill and decode. A picture that cannot be read gets
-    a line with its error, and the exit code is 2 at the end. What happens to a camera is a line with its event, a still
-    scene one with unchanged_since. Run again with the same output, files that have their caption are skipped.
+    digest), prompt, tokens, and seconds in total and for vision, prefill and decode. With --schema, it has the
+    document's fields instead of a caption. A picture that cannot be read gets a line with its error, and the exit code
+    is 2 at the end. What happens to a camera is a line with its event, a still scene one with unchanged_since. Run
+    again with the same output, files that have their caption are skipped.
     """
     from edgevl.camera.appliance import Appliance, Settings
     from edgevl.camera.captioner import EngineCaptioner
@@ -95,12 +98,14 @@ def command(
     from edgevl.camera.reader import check_readable
     from edgevl.camera.source import check_names, parse_live
     from edgevl.engine import Engine, with_max_tiles
+    from edgevl.schema import Schema, read_schema
 
     if output is None:
         _need_output({"--json": as_json, "--jpeg": jpeg, "--rotate-size": rotate_size, "--rotate-age": rotate_age})
         _need_output({"--keep": keep, "--floor": floor})
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}; it must be at least 1")
+    rules = None if schema is None else read_schema(schema)
     live = [source for source in map(parse_live, sources) if source is not None]
     check_names(live)
     if live:
@@ -124,7 +129,8 @@ def command(
         if journal.torn:
             note(f"{output} ended in half a line, which was cut off")
         tiling = with_max_tiles(engine.config.tiling, max_tiles, None)
-        captioner = EngineCaptioner(engine, prompt, max_tokens, tiling)
+        held = None if rules is None else Schema(rules, engine.bundle.tokenizer_json(), engine.config.tokens)
+        captioner = EngineCaptioner(engine, prompt, max_tokens, tiling, held)
         if live:
             captioner.warm_up()
         timer = threading.Timer(limit, stop.set) if limit is not None else None

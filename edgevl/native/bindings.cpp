@@ -126,6 +126,13 @@ edgevl::Dtype dtype(const std::string& name) {
     return edgevl::Dtype::u8;
 }
 
+edgevl::Kind cache_kind(const std::string& name) {
+    if (name == "f32") return edgevl::Kind::f32;
+    if (name == "f16") return edgevl::Kind::f16;
+    require(name == "int8", "a KV cache of " + name + " does not exist; it is f32, f16 or int8");
+    return edgevl::Kind::int8;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -152,12 +159,14 @@ NB_MODULE(_native, m) {
         .def(
             "cache",
             [](PyPlan& p, int64_t offset, int64_t layer_bytes, int64_t layers, int64_t slots, int64_t groups,
-               int64_t context, int64_t size, int64_t heads, bool half, const Doubles& frequencies) {
-                p.plan().cache({offset, layer_bytes, layers, slots, groups, context, size, heads, half},
-                               frequencies.data(), int64_t(frequencies.shape(0)));
+               int64_t context, int64_t size, int64_t heads, const std::string& kind,
+               const Doubles& frequencies) {
+                p.plan().cache(
+                    {offset, layer_bytes, layers, slots, groups, context, size, heads, cache_kind(kind)},
+                    frequencies.data(), int64_t(frequencies.shape(0)));
             },
             "offset"_a, "layer_bytes"_a, "layers"_a, "slots"_a, "groups"_a, "context"_a, "size"_a, "heads"_a,
-            "half"_a, "frequencies"_a.noconvert())
+            "kind"_a, "frequencies"_a.noconvert())
         .def("embed", [](PyPlan& p, int g, int tokens, int images, int table,
                          int out) { p.plan().embed(g, tokens, images, table, out); })
         .def("rms_norm", [](PyPlan& p, int g, int x, int w, double eps,

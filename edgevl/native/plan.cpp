@@ -109,7 +109,9 @@ void Plan::cache(const CacheShape& c, const double* frequencies, int64_t count) 
             "heads must share KV heads evenly and have an even size");
     require(count == c.size / 2,
             "a head of " + text(c.size) + " needs " + text(c.size / 2) + " frequencies, not " + text(count));
-    const int64_t bytes = c.slots * c.groups * key_blocks(c.context) * kKeyLanes * c.size * (c.half ? 2 : 4);
+    require(c.kind != Kind::int4, "a KV cache is f32, f16 or int8");
+    const int64_t rows = c.slots * c.groups * key_blocks(c.context) * kKeyLanes;
+    const int64_t bytes = rows * (c.size * cache_item(c.kind) + (c.kind == Kind::int8 ? 4 : 0));
     require(c.layer_bytes >= bytes && c.layer_bytes % 64 == 0 && c.offset % 64 == 0 && c.offset >= 0 &&
                 c.offset + 2 * c.layers * c.layer_bytes <= arena_.bytes,
             "the KV cache does not fit its place in the arena");
@@ -154,10 +156,16 @@ CacheLayer Plan::layer_at(int layer) const {
     require(layer >= 0 && layer < cache_.layers,
             "layer " + text(layer) + " has no KV cache; there are " + text(cache_.layers) + " layers");
     uint8_t* keys = arena_.data + cache_.offset + 2 * layer * cache_.layer_bytes;
-    return {keys,          keys + cache_.layer_bytes,
-            cache_.half,   cache_.slots,
-            cache_.groups, cache_.context,
-            cache_.size,   cache_.heads};
+    uint8_t* values = keys + cache_.layer_bytes;
+    const int64_t codes = cache_.slots * cache_.groups * key_blocks(cache_.context) * kKeyLanes * cache_.size;
+    float* key_scales = nullptr;
+    float* value_scales = nullptr;
+    if (cache_.kind == Kind::int8) {
+        key_scales = reinterpret_cast<float*>(keys + codes);
+        value_scales = reinterpret_cast<float*>(values + codes);
+    }
+    return {keys,         values,        key_scales,     value_scales, cache_.kind,
+            cache_.slots, cache_.groups, cache_.context, cache_.size,  cache_.heads};
 }
 
 void Plan::need_thread_scratch(int64_t floats, const char* op) const {
@@ -271,7 +279,8 @@ void Plan::attention(int graph, int q, int positions, int slots, int layer, int 
     require(in.cols == c.heads * c.size, "q must have H·D columns");
     const int32_t* p = as<int32_t>(indices(positions, in.rows, "positions"));
     const int32_t* s = as<int32_t>(indices(slots, in.rows, "slots"));
-    uint8_t* partial = shared_scratch(kSplitItems * c.heads * (c.size + 2) * 4, "attention");
+    const int64_t partials = kDecodeTokens * split_parts(c.context);
+    uint8_t* partial = shared_scratch(partials * c.heads * (c.size + 2) * 4, "attention");
     const int64_t share = c.heads / c.groups;
     need_thread_scratch(flash_floats(c.size, share > kQueryRows ? share : kQueryRows), "attention");
     add(graph, kernels_.attention,

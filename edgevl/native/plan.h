@@ -38,7 +38,7 @@ struct Arena {
 struct CacheShape {
     int64_t offset, layer_bytes, layers;
     int64_t slots, groups, context, size, heads;
-    bool half;
+    Kind kind;  // f32, f16 or int8
 };
 
 class Plan {

@@ -19,7 +19,7 @@ constexpr int64_t kQueryRows = 96;    // query rows of one attention block
 constexpr int64_t kKeys = 64;         // keys of one attention block
 constexpr int64_t kKeyLanes = 16;     // keys that lie together in the KV cache
 constexpr int64_t kDecodeTokens = 8;  // steps up to this many tokens take the decode path of attention
-constexpr int64_t kSplitItems = 32;   // partial results of a split decode attention, per query head
+constexpr int64_t kSplitItems = 32;   // most partial results of a token's split attention, per query head
 constexpr int64_t kSplitKeys = 256;   // fewest keys of one split
 
 enum class Kind : int { f32, f16, int8, int4 };
@@ -55,19 +55,41 @@ struct Weight {
 // Blocks of keys of one slot and KV head.
 static inline int64_t key_blocks(int64_t context) { return (context + kKeyLanes - 1) / kKeyLanes; }
 
+// Keys of each part of a split decode attention. The plan's context alone decides, so that a token's result
+// does not depend on how many others are in the step.
+static inline int64_t split_keys(int64_t context) {
+    const int64_t fair = (context + kSplitItems * kKeys - 1) / (kSplitItems * kKeys) * kKeys;
+    return fair > kSplitKeys ? fair : kSplitKeys;
+}
+
+// The most parts of a token.
+static inline int64_t split_parts(int64_t context) {
+    return (context + split_keys(context) - 1) / split_keys(context);
+}
+
 // Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum.
 static inline int64_t coded_row_bytes(const Weight& w) {
     return (w.groups * w.group + 12 * w.groups + 63) / 64 * 64;
 }
 
-// The keys and values of one layer. Values: (slots, groups, context, size). Keys lie by kKeyLanes, so that
-// scores of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks, size, kKeyLanes).
+// The keys and values of one layer, f32, f16 or int8. Values: (slots, groups, context, size). Keys lie by
+// kKeyLanes, so that scores of neighbouring keys are neighbours in a vector: (slots, groups, key_blocks,
+// size, kKeyLanes). An int8 code stands for code · scale, with one scale for each token and group: (slots,
+// groups, key_blocks · kKeyLanes), behind the codes; null for other kinds.
 struct CacheLayer {
     void* keys;
     void* values;
-    bool half;
+    float* key_scales;
+    float* value_scales;
+    Kind kind;
     int64_t slots, groups, context, size, heads;
 };
+
+// Scales from number `at` on; null for kinds without.
+static inline float* scales_from(float* scales, int64_t at) { return scales ? scales + at : nullptr; }
+
+// Bytes of one number of the cache.
+static inline int64_t cache_item(Kind kind) { return kind == Kind::int8 ? 1 : kind == Kind::f16 ? 2 : 4; }
 
 // What is known only when a plan is replayed.
 struct Step {

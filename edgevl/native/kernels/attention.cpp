@@ -2,8 +2,8 @@
 //
 // Many tokens: blocks of queries of one KV head go over blocks of keys as matrix products.
 // Few tokens: keys and values are read where they lie; a long context is split between threads and merged in
-// a second phase. How it is split depends on the step alone, never on the number of threads, so results do
-// not either.
+// a second phase. How it is split depends on the plan alone, neither on the number of threads nor on the
+// other tokens of the step, so results do not either.
 #include "flash.h"
 #include "kernels.h"
 
@@ -15,16 +15,16 @@ int64_t share_of(const Attention& a) { return a.cache.heads / a.cache.groups; }
 
 CachedKeys keys_of(const Attention& a, int64_t slot, int64_t group) {
     const CacheLayer& c = a.cache;
-    const int64_t at = (slot * c.groups + group) * key_blocks(c.context) * kKeyLanes * c.size;
-    const char* first = static_cast<const char*>(c.keys) + at * (c.half ? 2 : 4);
-    return {first, c.half, c.size};
+    const int64_t at = (slot * c.groups + group) * key_blocks(c.context) * kKeyLanes;
+    const char* first = static_cast<const char*>(c.keys) + at * c.size * cache_item(c.kind);
+    return {first, c.kind, c.size, scales_from(c.key_scales, at)};
 }
 
 Source values_of(const Attention& a, int64_t slot, int64_t group) {
     const CacheLayer& c = a.cache;
-    const int64_t at = (slot * c.groups + group) * c.context * c.size;
-    const char* first = static_cast<const char*>(c.values) + at * (c.half ? 2 : 4);
-    return {first, c.half, c.size};
+    const int64_t head = slot * c.groups + group;
+    const char* first = static_cast<const char*>(c.values) + head * c.context * c.size * cache_item(c.kind);
+    return {first, c.kind, c.size, scales_from(c.value_scales, head * key_blocks(c.context) * kKeyLanes)};
 }
 
 const float* query(const Attention& a, int64_t token, int64_t head) {
@@ -46,8 +46,7 @@ struct Split {
 Split split_of(const Attention& a, int64_t tokens) {
     int64_t longest = 1;
     for (int64_t t = 0; t < tokens; ++t) longest = larger(longest, int64_t(a.positions[t]) + 1);
-    const int64_t fair = blocks(longest, kSplitItems / tokens);
-    const int64_t keys = larger(kSplitKeys, blocks(fair, kKeys) * kKeys);
+    const int64_t keys = split_keys(a.cache.context);
     return {keys, blocks(longest, keys)};
 }
 
@@ -69,12 +68,13 @@ void score(const Flash& f, int64_t row, const CachedKeys& keys, int64_t first, i
             for (int r = 0; r < R; ++r) acc[r][b] = fma(k, splat(q[r * f.padded + d]), acc[r][b]);
         }
     }
-    for (int r = 0; r < R; ++r) {
-        for (int b = 0; b < B; ++b) store(f.scores + (row + r) * kKeys + key + b * W, acc[r][b]);
+    for (int b = 0; b < B; ++b) {
+        const V scales = key_scales(keys, first + key + b * W);
+        for (int r = 0; r < R; ++r) store(f.scores + (row + r) * kKeys + key + b * W, acc[r][b] * scales);
     }
 }
 
-// Weighted sums of B vectors of values from number d on, for R heads.
+// Weighted sums of B vectors of values from number d on, for R heads; the weights hold the scales of int8.
 template <int R, int B>
 void weigh(const Flash& f, int64_t row, const Source& values, int64_t first, int64_t count, int64_t d) {
     const float* weights = f.scores + row * kKeys;
@@ -86,7 +86,7 @@ void weigh(const Flash& f, int64_t row, const Source& values, int64_t first, int
     for (int64_t i = 0; i < count; ++i) {
         EDGEVL_UNROLL
         for (int b = 0; b < B; ++b) {
-            const V v = source_vector(values, first + i, d + b * W);
+            const V v = stored_vector(values.data, values.kind, (first + i) * values.stride + d + b * W);
             EDGEVL_UNROLL
             for (int r = 0; r < R; ++r) acc[r][b] = fma(v, splat(weights[r * kKeys + i]), acc[r][b]);
         }
@@ -104,13 +104,19 @@ void direct_block(const Flash& f, int64_t row, const CachedKeys& keys, const Sou
     for (; key + kAbreast * W <= count; key += kAbreast * W) score<R, kAbreast>(f, row, keys, first, key);
     for (; key < count; key += W) score<R, 1>(f, row, keys, first, key);  // past the count: never looked at
     for (int r = 0; r < R; ++r) soften(f, row + r, count, count);
+    if (values.kind == Kind::int8) {
+        for (int r = 0; r < R; ++r) {
+            float* weights = f.scores + (row + r) * kKeys;
+            for (int64_t i = 0; i < count; ++i) weights[i] *= values.scales[first + i];
+        }
+    }
     int64_t d = 0;
     for (; d + kAbreast * W <= f.size; d += kAbreast * W) weigh<R, kAbreast>(f, row, values, first, count, d);
     for (; d + W <= f.size; d += W) weigh<R, 1>(f, row, values, first, count, d);
     float* out = f.out + row * f.padded;
     for (; d < f.size; ++d) {
         for (int64_t i = 0; i < count; ++i) {
-            const float v = source_at(values, first + i, d);
+            const float v = stored_at(values.data, values.kind, (first + i) * values.stride + d);
             for (int r = 0; r < R; ++r) out[r * f.padded + d] += v * f.scores[(row + r) * kKeys + i];
         }
     }
@@ -169,7 +175,8 @@ void merge(const Attention& a, int64_t tokens, int64_t item) {
             total += x[1] * lanes[0];
             for (int64_t d = 0; d < size; ++d) out[d] += x[2 + d] * lanes[0];
         }
-        for (int64_t d = 0; d < size; ++d) out[d] /= total;
+        const float scale = 1.0f / total;  // as get_output does, for a token that fits into one part
+        for (int64_t d = 0; d < size; ++d) out[d] *= scale;
     }
 }
 

@@ -10,36 +10,43 @@
 namespace edgevl {
 namespace EDGEVL_ISA {
 
-// Keys or values, one row of D numbers each `stride` numbers.
+// Keys or values, one row of D numbers each `stride` numbers; f32, f16, or int8 with a scale for each row.
 struct Source {
     const void* data;
-    bool half;
+    Kind kind;
     int64_t stride;
+    const float* scales;  // int8 only
 };
 
-static inline V source_vector(const Source& s, int64_t row, int64_t d) {
-    const int64_t at = row * s.stride + d;
-    return s.half ? load_half(static_cast<const uint16_t*>(s.data) + at)
-                  : load(static_cast<const float*>(s.data) + at);
+// What is stored, int8 without its scale.
+static inline V stored_vector(const void* data, Kind kind, int64_t at) {
+    if (kind == Kind::f16) return load_half(static_cast<const uint16_t*>(data) + at);
+    if (kind == Kind::int8) return load_codes(static_cast<const int8_t*>(data) + at);
+    return load(static_cast<const float*>(data) + at);
 }
-static inline float source_at(const Source& s, int64_t row, int64_t d) {
-    const int64_t at = row * s.stride + d;
-    return s.half ? half_to_float(static_cast<const uint16_t*>(s.data)[at])
-                  : static_cast<const float*>(s.data)[at];
+static inline float stored_at(const void* data, Kind kind, int64_t at) {
+    if (kind == Kind::f16) return half_to_float(static_cast<const uint16_t*>(data)[at]);
+    if (kind == Kind::int8) return float(static_cast<const int8_t*>(data)[at]);
+    return static_cast<const float*>(data)[at];
+}
+static inline float row_scale(const Source& s, int64_t row) {
+    return s.kind == Kind::int8 ? s.scales[row] : 1.0f;
 }
 
 // Keys of the cache: for each block of kKeyLanes of them, D rows of one number of each.
 struct CachedKeys {
     const void* data;
-    bool half;
-    int64_t size;  // D
+    Kind kind;
+    int64_t size;         // D
+    const float* scales;  // int8 only
 };
 
-// Number d of the W keys from `first` on, a multiple of W.
+// Number d of the W keys from `first` on, a multiple of W; int8 without its scale.
 static inline V key_vector(const CachedKeys& s, int64_t first, int64_t d) {
-    const int64_t at = (first / kKeyLanes * s.size + d) * kKeyLanes + first % kKeyLanes;
-    return s.half ? load_half(static_cast<const uint16_t*>(s.data) + at)
-                  : load(static_cast<const float*>(s.data) + at);
+    return stored_vector(s.data, s.kind, (first / kKeyLanes * s.size + d) * kKeyLanes + first % kKeyLanes);
+}
+static inline V key_scales(const CachedKeys& s, int64_t first) {
+    return s.kind == Kind::int8 ? load(s.scales + first) : splat(1.0f);
 }
 
 struct Flash {
@@ -122,7 +129,7 @@ static inline void soften(const Flash& f, int64_t row, int64_t count, int64_t ke
     f.top[row] = top;
 }
 
-// `count` keys, transposed, from row `first` of the source on.
+// `count` keys, transposed, from row `first` of the source on; f32 and f16.
 static inline void load_keys(const Flash& f, const Source& keys, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; i += W) {
         const int64_t n = smaller(W, count - i);
@@ -130,13 +137,15 @@ static inline void load_keys(const Flash& f, const Source& keys, int64_t first, 
         for (; d + W <= f.size; d += W) {
             V block[W];
             for (int j = 0; j < W; ++j)
-                block[j] = j < n ? source_vector(keys, first + i + j, d) : splat(0.0f);
+                block[j] = j < n ? stored_vector(keys.data, keys.kind, (first + i + j) * keys.stride + d)
+                                 : splat(0.0f);
             transpose(block);
             for (int j = 0; j < W; ++j) store(f.keys + (d + j) * kKeys + i, block[j]);
         }
         for (; d < f.size; ++d) {
             for (int64_t j = 0; j < W; ++j) {
-                f.keys[d * kKeys + i + j] = j < n ? source_at(keys, first + i + j, d) : 0.0f;
+                f.keys[d * kKeys + i + j] =
+                    j < n ? stored_at(keys.data, keys.kind, (first + i + j) * keys.stride + d) : 0.0f;
             }
         }
     }
@@ -145,7 +154,10 @@ static inline void load_keys(const Flash& f, const Source& keys, int64_t first, 
 // The same from the cache; `first` is a multiple of kKeyLanes.
 static inline void load_keys(const Flash& f, const CachedKeys& keys, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; i += W) {
-        for (int64_t d = 0; d < f.size; ++d) store(f.keys + d * kKeys + i, key_vector(keys, first + i, d));
+        const V scales = key_scales(keys, first + i);
+        for (int64_t d = 0; d < f.size; ++d) {
+            store(f.keys + d * kKeys + i, key_vector(keys, first + i, d) * scales);
+        }
     }
 }
 
@@ -153,9 +165,13 @@ static inline void load_keys(const Flash& f, const CachedKeys& keys, int64_t fir
 static inline void load_values(const Flash& f, const Source& values, int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         float* out = f.values + i * f.padded;
+        const int64_t at = (first + i) * values.stride;
+        const float scale = row_scale(values, first + i);
         int64_t d = 0;
-        for (; d + W <= f.size; d += W) store(out + d, source_vector(values, first + i, d));
-        for (; d < f.size; ++d) out[d] = source_at(values, first + i, d);
+        for (; d + W <= f.size; d += W) {
+            store(out + d, stored_vector(values.data, values.kind, at + d) * splat(scale));
+        }
+        for (; d < f.size; ++d) out[d] = stored_at(values.data, values.kind, at + d) * scale;
         for (; d < f.padded; ++d) out[d] = 0.0f;
     }
 }

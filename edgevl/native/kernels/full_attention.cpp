@@ -16,7 +16,8 @@ void run(const FullAttention& a, const Step&, int, int64_t item, float* scratch)
     const int64_t first = item % cuts * kQueryRows, rows = smaller(kQueryRows, a.tokens - first);
     const int64_t head = item / cuts % a.heads, tile = item / cuts / a.heads;
     const float* base = a.qkv + tile * a.tokens * 3 * width + head * a.size;
-    const Source keys = {base + width, false, 3 * width}, values = {base + 2 * width, false, 3 * width};
+    const Source keys = {base + width, Kind::f32, 3 * width, nullptr},
+                 values = {base + 2 * width, Kind::f32, 3 * width, nullptr};
     const Flash f = make_flash(scratch, a.size, kQueryRows);
     start_rows(f, rows);
     for (int64_t r = 0; r < rows; ++r) set_query(f, r, base + (first + r) * 3 * width);

@@ -2,7 +2,7 @@
 //
 // Pairs are (d, d + D/2). Angles, cosines, sines and the turn itself are f64, as in the definition: the f32
 // and f16 that are stored then differ from it in no bit. Cosines and sines are computed once a step, by the
-// first layer, and read by the others.
+// first layer, and read by the others. An int8 cache has one scale for each token and KV head.
 #include <math.h>
 
 #include "kernels.h"
@@ -30,25 +30,40 @@ void turn(const float* x, const double* turns, int64_t half, float* out) {
     }
 }
 
-// One head of values into the cache at number `at`.
-void write_value(void* cache, bool half, int64_t at, const float* x, int64_t size) {
-    if (!half) {
-        std::memcpy(static_cast<float*>(cache) + at, x, size_t(size) * sizeof(float));
-        return;
+// One head in int8, numbers `stride` apart, by one scale: its largest |number| is 127. Gives the scale.
+float write_codes(int8_t* out, int64_t stride, const float* x, int64_t size) {
+    float top = 0.0f;
+    for (int64_t d = 0; d < size; ++d) top = fabsf(x[d]) > top ? fabsf(x[d]) : top;
+    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    for (int64_t d = 0; d < size; ++d) out[d * stride] = int8_t(nearbyintf(x[d] * inverse));
+    return top / 127.0f;
+}
+
+// One head of values into the cache at number `at`, its scale to `scale`.
+void write_value(const CacheLayer& c, int64_t at, const float* x, float* scale) {
+    if (c.kind == Kind::f32) {
+        std::memcpy(static_cast<float*>(c.values) + at, x, size_t(c.size) * sizeof(float));
+    } else if (c.kind == Kind::int8) {
+        *scale = write_codes(static_cast<int8_t*>(c.values) + at, 1, x, c.size);
+    } else {
+        uint16_t* out = static_cast<uint16_t*>(c.values) + at;
+        int64_t d = 0;
+        for (; d + W <= c.size; d += W) store_half(out + d, load(x + d));
+        for (; d < c.size; ++d) out[d] = float_to_half(x[d]);
     }
-    uint16_t* out = static_cast<uint16_t*>(cache) + at;
-    int64_t d = 0;
-    for (; d + W <= size; d += W) store_half(out + d, load(x + d));
-    for (; d < size; ++d) out[d] = float_to_half(x[d]);
 }
 
 // One head of keys, whose numbers lie kKeyLanes apart.
-void write_key(void* cache, bool half, int64_t at, const float* x, int64_t size) {
-    for (int64_t d = 0; d < size; ++d, at += kKeyLanes) {
-        if (half) {
-            static_cast<uint16_t*>(cache)[at] = float_to_half(x[d]);
+void write_key(const CacheLayer& c, int64_t at, const float* x, float* scale) {
+    if (c.kind == Kind::int8) {
+        *scale = write_codes(static_cast<int8_t*>(c.keys) + at, kKeyLanes, x, c.size);
+        return;
+    }
+    for (int64_t d = 0; d < c.size; ++d, at += kKeyLanes) {
+        if (c.kind == Kind::f16) {
+            static_cast<uint16_t*>(c.keys)[at] = float_to_half(x[d]);
         } else {
-            static_cast<float*>(cache)[at] = x[d];
+            static_cast<float*>(c.keys)[at] = x[d];
         }
     }
 }
@@ -65,8 +80,9 @@ void one_row(const RopeWrite& a, int64_t row, float* scratch) {
         const int64_t head = a.slots[row] * c.groups + g, place = a.positions[row];
         const int64_t block = head * key_blocks(c.context) + place / kKeyLanes;
         turn(k + g * size, turns, half, scratch);
-        write_key(c.keys, c.half, block * size * kKeyLanes + place % kKeyLanes, scratch, size);
-        write_value(c.values, c.half, (head * c.context + place) * size, v + g * size, size);
+        const int64_t scale = head * key_blocks(c.context) * kKeyLanes + place;
+        write_key(c, block * size * kKeyLanes + place % kKeyLanes, scratch, scales_from(c.key_scales, scale));
+        write_value(c, (head * c.context + place) * size, v + g * size, scales_from(c.value_scales, scale));
     }
 }
 

@@ -83,6 +83,9 @@ static inline float highest(V a) { return _mm512_reduce_max_ps(a); }
 static inline V load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+static inline V load_codes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 static inline void store_half(uint16_t* p, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -154,6 +157,9 @@ static inline float highest(V a) {
 static inline V load_half(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+static inline V load_codes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 static inline void store_half(uint16_t* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -217,6 +223,7 @@ static inline float highest(V a) {
 static inline V load_half(const uint16_t* p) {
     return V{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
 }
+static inline V load_codes(const int8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 static inline void store_half(uint16_t* p, V v) {
     for (int i = 0; i < W; ++i) p[i] = float_to_half(v[i]);
 }

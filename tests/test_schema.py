@@ -1,0 +1,242 @@
+"""Answers held to a schema: whatever the model would say and wherever the limit falls, they are whole and valid."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from checkpoints import tiny_llama
+from deploy.build import BuildSettings, build
+from edgevl.commands.chat import command
+from edgevl.engine import Engine, Request, Result, Sampling
+from edgevl.errors import CapacityError, MissingExtraError, UsageError
+from edgevl.prompt import Message
+from edgevl.sampling import Sampler
+from edgevl.schema import Schema, read_schema
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    root = tmp_path_factory.mktemp("schema")
+    tiny_llama(root / "m")
+    build(str(root / "m"), root / "b", BuildSettings(context=512))
+    return Engine.open(root / "b", 1)
+
+
+def make(engine: Engine, document: object) -> Schema:
+    return Schema(document, engine.bundle.tokenizer_json(), engine.config.tokens)
+
+
+class Drawn:
+    """Random schemas of everything that is enforced."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+
+    def below(self, count: int) -> int:
+        return int(self.random.integers(count))
+
+    def document(self) -> dict[str, Any]:
+        schema = self.schema(3)
+        return {**schema, "$defs": {"leaf": self.text(0)}}
+
+    def schema(self, depth: int) -> dict[str, Any]:
+        leaves = (self.text, self.whole, self.number, self.choice, self.plain)
+        nests = (self.object, self.array, self.either) if depth else ()
+        kinds = (*leaves, *nests, *nests)
+        return kinds[self.below(len(kinds))](depth - 1) if nests else leaves[self.below(len(leaves))](0)
+
+    def text(self, _: int) -> dict[str, Any]:
+        least = self.below(4)
+        return [
+            {"type": "string"},
+            {"type": "string", "minLength": least, "maxLength": least + self.below(6)},
+            {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,3}$"},
+            {"type": "string", "pattern": "^a*b+(c|d)$"},
+            {"type": "string", "format": "date"},
+            {"type": "string", "format": "uuid"},
+            {"type": "string", "format": "ipv4"},
+        ][self.below(7)]
+
+    def whole(self, _: int) -> dict[str, Any]:
+        low = self.below(100) - 50
+        return [{"type": "integer"}, {"type": "integer", "minimum": low, "maximum": low + self.below(40)}][
+            self.below(2)
+        ]
+
+    def number(self, _: int) -> dict[str, Any]:
+        return [{"type": "number"}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1}][self.below(2)]
+
+    def choice(self, _: int) -> dict[str, Any]:
+        return [{"enum": ["red", 'a "quoted" one', 3, None, [1, {"x": True}]]}, {"const": "fixed"}][self.below(2)]
+
+    def plain(self, _: int) -> dict[str, Any]:
+        return [{"type": "boolean"}, {"type": "null"}, {"type": ["string", "null"]}, {"$ref": "#/$defs/leaf"}][
+            self.below(4)
+        ]
+
+    def either(self, depth: int) -> dict[str, Any]:
+        return {"anyOf": [self.schema(depth) for _ in range(2)]}
+
+    def array(self, depth: int) -> dict[str, Any]:
+        least = self.below(3)
+        more = {} if self.below(2) else {"minItems": least, "maxItems": least + self.below(3)}
+        return {"type": "array", "items": self.schema(depth), **more}
+
+    def object(self, depth: int) -> dict[str, Any]:
+        names = [("name", "äöü", "total price", "x")[i] for i in range(self.below(4) + 1)]
+        required = [name for name in names if self.below(2)]
+        closed = {"additionalProperties": False} if self.below(3) else {}
+        return {"type": "object", "properties": {n: self.schema(depth) for n in names}, "required": required, **closed}
+
+
+def check(schema: object, text: str) -> None:
+    """Valid, formats too: but for dates, whose digits are held to and not the calendar (2023-02-29)."""
+    jsonschema.Draft202012Validator(
+        schema, format_checker=jsonschema.FormatChecker(["uuid", "email", "ipv4"])
+    ).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_answer_validates(engine: Engine, part: int) -> None:
+    """Fifty schemas each: a model that wants random tokens, as few or many as there may be, and a real one."""
+    for seed in range(50 * part, 50 * part + 50):
+        document, random = Drawn(seed).document(), np.random.default_rng(seed)
+        jsonschema.Draft202012Validator.check_schema(document)
+        schema = make(engine, document)
+        shortest = next(n for n in range(1, 500) if _fits(schema, n))
+        for room in (shortest, shortest + int(random.integers(1, 150))):
+            chooser = schema.chooser(Sampler(Sampling(1.0, 1.0, seed)), room)
+            tokens = []
+            for _ in range(room):
+                tokens.append(chooser.pick((4 * random.normal(size=engine.config.tokens.size)).astype(np.float32)))
+                if schema.is_stop(tokens[-1]):
+                    break
+            assert schema.is_stop(tokens[-1]), (seed, room)
+            check(document, engine.tokenizer.decode(tokens[:-1]))
+        question = Message(
+            "user", (" ".join(random.choice(["the", "red", "Was?", "{", '"a"'], random.integers(1, 30))),)
+        )
+        *_, result = engine.stream(Request((question,), Sampling(seed % 2, 1.0, seed), shortest + 40, schema=schema))
+        assert isinstance(result, Result)
+        assert result.finish_reason == "stop"
+        check(document, result.text)
+
+
+def _fits(schema: Schema, room: int) -> bool:
+    try:
+        schema.chooser(Sampler(Sampling()), room)
+    except CapacityError:
+        return False
+    return True
+
+
+def test_the_engine_holds_to_it_with_and_without_guesses(engine: Engine) -> None:
+    fields = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "array", "items": {"enum": ["x"]}}},
+    }
+    document = {**fields, "required": ["a", "b"], "additionalProperties": False}
+    schema = make(engine, document)
+    for seed in range(8):
+        found, steps = [], []
+        for lookup in (False, True):
+            sampling = Sampling(0.0 if seed == 0 else 1.0, 1.0, seed)
+            request = Request((Message("user", (f"Give me {seed}.",)),), sampling, 60, schema=schema, lookup=lookup)
+            *_, result = engine.stream(request)
+            assert isinstance(result, Result)
+            assert result.finish_reason == "stop"
+            check(document, result.text)
+            found.append(result.token_ids)
+            steps.append(result.tokens["steps"])
+        assert found[0] == found[1]
+        assert steps[1] < steps[0] == len(found[0])  # what the schema leaves no choice about is checked together
+
+
+def test_an_answer_without_room_is_refused_before_the_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = make(engine, {"const": "a rather long constant"})
+    monkeypatch.setattr(engine.runner, "decode", None)
+    with pytest.raises(CapacityError, match="ends within 4 tokens"):
+        next(engine.stream(Request((Message("user", ("Hi",)),), max_tokens=5, schema=schema)))
+
+
+@pytest.mark.parametrize(
+    ("document", "word"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "unevaluatedProperties": False}, "unevaluatedProperties"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "string", "format": "colour"}, "colour"),
+        ({"type": "text"}, "text"),
+        ({"properties": 3}, "properties"),
+        ({"type": "string", "minLength": 5, "maxLength": 2}, "minLength"),
+        ({"$ref": "http://example.com/schema"}, "example.com"),
+        ({"$ref": "#/$defs/none"}, "none"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}], "x-guidance": {"coerce_one_of": True}}, "oneOf"),
+        ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        (False, "false"),
+        ([], "object"),
+        (3, "object"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_in_one_sentence(engine: Engine, document: object, word: str) -> None:
+    with pytest.raises(UsageError, match="schema") as refused:
+        make(engine, document)
+    assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "endless", [{"type": "object", "properties": {"child": {"$ref": "#"}}, "required": ["child"]}, {"$ref": "#"}]
+)
+def test_a_document_without_an_end_is_refused(engine: Engine, endless: dict[str, Any]) -> None:
+    with pytest.raises(CapacityError, match="no document"):
+        make(engine, endless).chooser(Sampler(Sampling()), 200)
+
+
+def test_any_document_is_a_schema_too(engine: Engine) -> None:
+    chooser = make(engine, True).chooser(Sampler(Sampling(1.0, 1.0, 0)), 20)
+    random, tokens = np.random.default_rng(0), [1]
+    while not chooser._schema.is_stop(tokens[-1]):
+        tokens.append(chooser.pick(random.normal(size=engine.config.tokens.size).astype(np.float32)))
+    json.loads(engine.tokenizer.decode(tokens[1:-1]))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(None, "cannot be read"), (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[" * 10**5, "not JSON")],
+)
+def test_bad_schema_files(tmp_path: Path, content: bytes | None, word: str) -> None:
+    if content is not None:
+        (tmp_path / "s.json").write_bytes(content)
+    with pytest.raises(UsageError, match=word):
+        read_schema(tmp_path / "s.json")
+
+
+def test_the_command_says_what_is_missing_and_what_is_wrong(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chat(document: object, *more: str) -> Any:
+        (tmp_path / "s.json").write_text(json.dumps(document))
+        options = ["-p", "Hi", "--schema", str(tmp_path / "s.json"), "--threads", "1", *more]
+        return CliRunner().invoke(command, [str(engine.bundle.path), *options])
+
+    good = chat({"type": "array", "items": {"type": "integer"}, "maxItems": 3}, "--max-tokens", "30")
+    assert good.exit_code == 0, good.output
+    assert isinstance(json.loads(good.stdout), list)
+    bad = chat({"not": {}})
+    assert isinstance(bad.exception, UsageError) and bad.exception.exit_code == 2
+    assert bad.stdout == ""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    missing = chat({})
+    assert isinstance(missing.exception, MissingExtraError)
+    assert "edgevl[schema]" in str(missing.exception)
