@@ -28,7 +28,7 @@ def test_rows_are_compared_and_kept(
 ) -> None:
     kept = ["--json", str(tmp_path / "rows.json")]
     first = run(tmp_path, capsys, *kept, "--only", "round to nearest")
-    assert first[0]["recipe"] == vars(Recipe(False, False, False, False, False, False, 0))
+    assert first[0]["recipe"] == vars(Recipe(False, False, False, False, 0))
     both = run(tmp_path, capsys, *kept, "--only", "round to nearest", "+ clips: fast")
     assert [row["name"] for row in both] == ["round to nearest", "+ clips: fast"] and both[0] == first[0]
     assert all(0 < row["text"]["kl"] < 1 for row in both)  # type: ignore[index]
