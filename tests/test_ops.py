@@ -494,11 +494,27 @@ def test_llama3_frequencies_by_hand() -> None:
 
 
 def test_int_kinds_round_trip_through_their_layout() -> None:
-    from edgevl.layouts import unpack
+    from edgevl.layouts import LAYOUTS, int4_shapes, int8_shapes, unpack
 
     for kind, weight in weights_of(33, 128).items():
-        back = unpack(pack(weight))
-        for name in vars(weight):
-            np.testing.assert_array_equal(getattr(back, name), getattr(weight, name), err_msg=kind)
+        for layout in LAYOUTS:
+            stored = pack(weight, layout=layout)
+            back = unpack(stored)
+            for name in vars(weight):
+                np.testing.assert_array_equal(getattr(back, name), getattr(weight, name), err_msg=f"{kind} {layout}")
+            if stored.kind in ("int8", "int4"):
+                sizes = (int8_shapes(33, 128, layout), int4_shapes(33, 128, stored.group_size, layout))
+                shapes = sizes[stored.kind == "int4"]
+                assert {f: a.shape for f, a in stored.arrays.items()} == {f: s for f, (_, s) in shapes.items()}
     assert isinstance(unpack(pack(weights_of(3, 32)["int8"])), Int8Weight)
     assert isinstance(unpack(pack(weights_of(3, 32)["int4-g32"])), Int4Weight)
+
+
+def test_tiles_lie_as_the_format_says() -> None:
+    """FORMAT.md's formula, element by element."""
+    n, k, q = 18, 128, 64
+    weight = quantize_int4(normal(1, n, k), q)
+    codes = pack(weight, layout="tiles").arrays["codes"]
+    for row, column in ((0, 0), (3, 31), (3, 32), (17, 63), (17, 64), (16, 127)):
+        byte = int(codes[row // 16, column // q, row % 16, column % (q // 2)])
+        assert (byte & 15 if column % q < q // 2 else byte >> 4) == weight.codes[row, column]
