@@ -16,7 +16,7 @@ from edgevl.config import RopeScaling, TextConfig
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import StoredWeight, pack
 from edgevl.ops import Ops, Step
-from edgevl.recorder import Recorder, Rows
+from edgevl.recorder import Graph, Recorder, Rows
 from edgevl.reference import ReferenceOps, in_int8
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import Limits
@@ -77,7 +77,8 @@ class Case:
         ops = ReferenceOps(lambda name: self.weights[name], [cache] if cache else [])
         return self.call(ops, {k: v for k, (v, _) in self.inputs.items()}), cache
 
-    def cpu(self, threads: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    def record(self) -> tuple[Graph, Limits]:
+        """The call as a graph of one node, and limits that hold it."""
         shapes = {name: w.shape for name, (w, _) in self.weights.items()}
         biases = frozenset(name for name, (_, b) in self.weights.items() if b is not None)
         recorder = Recorder(self.op, shapes, biases)
@@ -91,18 +92,21 @@ class Case:
             )
             for name, (array, rows) in self.inputs.items()
         }
-        graph = recorder.finish(self.call(recorder, handles))
-        stored: dict[str, StoredWeight] = {name: pack(w, b) for name, (w, b) in self.weights.items()}
-        cache = None if self.cache is None else (self.cache[0].copy(), self.cache[1].copy())
-        slots, _, context, _ = cache[0].shape if cache else (1, 1, 64, 1)
+        slots, _, context, _ = self.cache[0].shape if self.cache else (1, 1, 64, 1)
         limits = Limits(
             context=context,
             slots=slots,
             chunk=max(self.counts.get("tokens", 1), self.counts.get("images", 1)),
             logit_rows=self.counts.get("logits", 1),
             tiles=self.counts.get("tiles", 1),
-            kv="f16" if cache and cache[0].dtype == np.float16 else "f32",
+            kv="f16" if self.cache is None or self.cache[0].dtype == np.float16 else "f32",
         )
+        return recorder.finish(self.call(recorder, handles)), limits
+
+    def cpu(self, threads: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        graph, limits = self.record()
+        stored: dict[str, StoredWeight] = {name: pack(w, b) for name, (w, b) in self.weights.items()}
+        cache = None if self.cache is None else (self.cache[0].copy(), self.cache[1].copy())
         values = {name: array for name, (array, _) in self.inputs.items()}
         result = run_graph(
             graph, self.counts, values, stored.__getitem__, self.config, limits, {0: cache} if cache else None, threads
@@ -110,11 +114,14 @@ class Case:
         return result, cache
 
 
-def check(case: Case, found: np.ndarray, wanted: np.ndarray, what: str) -> None:
+def check(case: Case, found: np.ndarray, wanted: np.ndarray, what: str, half: bool = False) -> None:
     """Within the contract's tolerance of the twin, or say where the worst element is."""
     assert found.shape == wanted.shape, f"{case.label} {what}: shape {found.shape}, wanted {wanted.shape}"
     gap = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
-    allowed = CONTRACTS[case.op].tolerance * max(1.0, float(np.abs(wanted.astype(np.float64)).max(initial=0)))
+    contract = CONTRACTS[case.op]
+    allowed = (contract.half_tolerance if half else contract.tolerance) * max(
+        1.0, float(np.abs(wanted.astype(np.float64)).max(initial=0))
+    )
     worst = np.unravel_index(int(np.argmax(gap)), gap.shape) if gap.size else ()
     assert not gap.size or gap[worst] <= allowed, (
         f"{case.label} {what}: {tuple(map(int, worst))} is {found[worst]}, wanted {wanted[worst]} ± {allowed:.2g}"

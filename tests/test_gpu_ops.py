@@ -1,0 +1,82 @@
+"""Every op × awkward shapes on the GPU backend, its kernels in Triton's interpreter, against the numpy twins.
+
+GPU kernels keep activations in f16 or f32 in front of int8 and int4 weights, so their twin is the one of a float weight
+of the same values. No GPU is needed; what a real one computes is compared by `python -m benchmarks.gpu`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_devices import InterpreterDevice, uncompiled
+from test_ops import BY_OP, Case, check
+
+from edgevl.backends.cuda import run_graph
+from edgevl.backends.cuda_lowering import GEMV_ROWS, Form, lower
+from edgevl.contracts import CONTRACTS
+from edgevl.errors import UsageError
+from edgevl.layouts import StoredWeight, pack
+from edgevl.memory import max_counts
+from edgevl.weights import FloatWeight, dequantize
+
+
+def on_device(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    graph, limits = case.record()
+    stored: dict[str, StoredWeight] = {name: pack(w, b, "tiles") for name, (w, b) in case.weights.items()}
+    forms = {name: Form(s.kind, s.group_size) for name, s in stored.items()}
+    kernels = lower([graph], case.config, limits, forms.__getitem__).kernels(max_counts(limits))
+    cache = None if case.cache is None else (case.cache[0].copy(), case.cache[1].copy())
+    values: dict[str, Any] = {name: array for name, (array, _) in case.inputs.items()}
+    device = InterpreterDevice(kernels)
+    found = run_graph(
+        graph, case.counts, values, stored.__getitem__, case.config, limits, cache, device, uncompiled(kernels)
+    )
+    return found, cache
+
+
+def twin(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    plain = {name: (FloatWeight(dequantize(w)), b) for name, (w, b) in case.weights.items()}
+    return Case(case.op, case.label, case.call, case.inputs, case.counts, plain, case.config, case.cache).reference()
+
+
+def readable(case: Case) -> bool:
+    """GPU bundles hold no f32 linears and no f32 cache."""
+    wide = case.op == "linear" and case.weights["w"][0].__dict__.get("values", np.zeros(0, np.int8)).dtype == np.float32
+    return not wide and (case.cache is None or case.cache[0].dtype == np.float16)
+
+
+@pytest.mark.parametrize("op", CONTRACTS)
+def test_kernels_match_the_twin(op: str) -> None:
+    cases = [case for case in BY_OP[op] if readable(case)]
+    assert cases
+    for case in cases:
+        wanted, wanted_cache = twin(case)
+        found, found_cache = on_device(case)
+        check(case, found, wanted, "gpu", half=True)
+        if found_cache is not None and wanted_cache is not None:
+            for f, w in zip(found_cache, wanted_cache, strict=True):
+                check(case, f.astype(np.float32), w.astype(np.float32), "gpu cache", half=True)
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "silu_mul", "embed", "gather_rows", "pixel_shuffle"])
+def test_what_is_stored_as_f32_is_as_close_as_on_the_cpu(op: str) -> None:
+    for case in BY_OP[op][::5]:
+        check(case, on_device(case)[0], twin(case)[0], "gpu")
+
+
+def test_one_token_meets_codes_exactly() -> None:
+    """Up to GEMV_ROWS tokens, int8 and int4 are summed in f32 and round nothing on the way."""
+    for case in BY_OP["linear"]:
+        if case.counts["tokens"] <= GEMV_ROWS and readable(case):
+            check(case, on_device(case)[0], twin(case)[0], "gpu")
+
+
+def test_weights_that_no_kernel_reads_are_refused() -> None:
+    case = next(case for case in BY_OP["linear"] if not readable(case))
+    with pytest.raises(UsageError, match="f16, int8 and int4"):
+        on_device(case)
+    case = next(case for case in BY_OP["attention"] if not readable(case))
+    with pytest.raises(UsageError, match="--kv f16"):
+        on_device(case)
