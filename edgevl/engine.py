@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgevl.config import ModelConfig, TilingConfig
 from edgevl.errors import BundleError, CapacityError, PromptError, UsageError
 from edgevl.golden import check_golden
 from edgevl.image import Picture, cut_tiles
+from edgevl.layouts import relaid
 from edgevl.prefill import feed
 from edgevl.prompt import Message, Prompt, PromptBuilder
 from edgevl.runner import F32, Limits, Runner
@@ -80,7 +82,8 @@ class Engine:
     def open(cls, path: str | Path, threads: int | None = None, backend: str = "auto") -> Engine:
         """Open a bundle on this machine; at the first load the golden prompt is checked.
 
-        `backend` is "auto", "cpu" or "reference". Raises `BundleError` for a bundle that is damaged or not for here.
+        `backend` is "auto", "cpu", "cuda" or "reference". Raises `BundleError` for a bundle that is damaged or not for
+        this machine.
         """
         start = time.perf_counter()
         bundle = Bundle.open(path)
@@ -211,10 +214,13 @@ class Engine:
 
 
 def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
-    """The backend that runs this bundle here; `BundleError` when there is none."""
+    """The backend that runs this bundle here; `BundleError` when there is none.
+
+    A GPU's bundle also runs on the reference and, its weights laid out again in memory, on the CPU.
+    """
     manifest = bundle.manifest
     target = manifest.target
-    if target.backend != "cpu" or target.layout != "panels":
+    if (target.backend, target.layout) not in (("cpu", "panels"), ("cuda", "tiles")):
         raise BundleError(
             f"the bundle was built for {target.name} ({target.backend}, layout {target.layout}), which this version "
             "cannot run here; build it with --target host"
@@ -223,11 +229,21 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
         from edgevl.backends.reference import ReferenceRunner
 
         return ReferenceRunner(manifest.model, manifest.limits, bundle.weight)
-    if backend not in ("auto", "cpu"):
-        raise UsageError(f"the backend {backend!r} does not exist; choose auto, cpu or reference")
+    if backend not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"the backend {backend!r} does not exist; choose auto, cpu, cuda or reference")
+    if target.backend == "cuda" and backend != "cpu":
+        from edgevl.backends.cuda import Cubins, CudaRunner
+        from edgevl.backends.cuda_device import CudaDevice
+
+        cubins = Cubins(manifest.kernels, bundle.kernel_file)
+        device = CudaDevice(target.name, target.architecture)
+        return CudaRunner(manifest.model, manifest.limits, bundle.weight, device, cubins)
+    if backend == "cuda":
+        raise BundleError(f"the bundle was built for {target.name} and has no GPU kernels; see `edgevl targets`")
     from edgevl.backends.cpu import CpuRunner
 
-    return CpuRunner(manifest.model, manifest.limits, bundle.weight, threads)
+    weights = bundle.weight if target.backend == "cpu" else cache(lambda name: relaid(bundle.weight(name), "panels"))
+    return CpuRunner(manifest.model, manifest.limits, weights, threads)
 
 
 def _embedding_key(picture: Picture, tiling: TilingConfig) -> str:

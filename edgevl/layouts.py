@@ -107,3 +107,8 @@ def int4_shapes(n: int, k: int, group_size: int, layout: str = "panels") -> dict
     panels, wide = -(-n // PANEL), group_size // 2 if layout == "tiles" else 4
     grid = (panels, k // group_size, PANEL)
     return {"codes": ("U8", (panels, k // (2 * wide), PANEL, wide)), "scales": ("F16", grid), "zeros": ("U8", grid)}
+
+
+def relaid(stored: StoredWeight, layout: str) -> StoredWeight:
+    """The same weight in another layout, copied; one that lies the same in both is returned as it is."""
+    return stored if stored.kind in ("f32", "f16") else pack(unpack(stored), stored.bias, layout)

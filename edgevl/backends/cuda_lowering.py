@@ -85,11 +85,11 @@ class Lowered:
         """Every kernel that steps of at most these counts can need, by key."""
         found: dict[str, Kernel] = {}
         for choice in (c for choices in self.choices.values() for c in choices):
-            rows, least = choice.rows.factor * most[choice.rows.symbol], 0
+            rows, below = choice.rows.factor * most[choice.rows.symbol], 0
             for bound, launches in choice.ways:
-                if least < rows:
+                if below < rows and bound >= choice.rows.factor:
                     found |= {launch.kernel.key: launch.kernel for launch in launches}
-                least = bound
+                below = bound
         return found
 
 
