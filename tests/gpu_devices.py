@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ _TORCH = {"f32": torch.float32, "f16": torch.float16, "i32": torch.int32, "u8": 
 def uncompiled(kernels: Mapping[str, Kernel]) -> Cubins:
     """Records as the builder leaves them, with no code behind them."""
     records = {
-        key: KernelRecord(f"kernels/{key}.cubin", kernel.name, 4, 0, kernel.types, dict(TILES))
+        key: KernelRecord(f"kernels/{key}.cubin", key, 4, 0, kernel.types, dict(TILES))
         for key, kernel in kernels.items()
     }
     return Cubins(records, lambda file: b"")
@@ -93,3 +94,121 @@ class InterpreterDevice:
 def _typed(memory: torch.Tensor, item: torch.dtype) -> torch.Tensor:
     whole = len(memory) // item.itemsize * item.itemsize
     return memory[:whole].view(item)
+
+
+class FakeDriver:
+    """`cuda.bindings.driver` without a GPU: looks at every launch, and counts."""
+
+    def __init__(self, cubins: Cubins, **facts: Any) -> None:
+        self._records = {record.symbol: record for record in cubins.records.values()}
+        self.version, self.sm, self.free, self.gpus, self.unified = 13000, (8, 7), 1 << 33, 1, 0
+        self.fails: dict[str, Any] = {}  # function -> status
+        for name, value in facts.items():
+            assert hasattr(self, name)
+            setattr(self, name, value)
+        self.allocated: list[tuple[int, int]] = []
+        self.launches: list[str] = []
+        self.replays: list[Any] = []
+        self.permissions: dict[str, int] = {}
+        self._capturing = False
+        self._captured: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        from cuda.bindings import driver
+
+        if not name.startswith("cu") or name.startswith("cuda"):
+            return getattr(driver, name)  # enumerations
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            status = self.fails.get(name, driver.CUresult.CUDA_SUCCESS)
+            found = getattr(self, f"_{name}", lambda *_: ())(*arguments)
+            return (status, *found)
+
+        return call
+
+    def _cuDriverGetVersion(self) -> tuple[int]:  # noqa: N802
+        return (self.version,)
+
+    def _cuDeviceGetCount(self) -> tuple[int]:  # noqa: N802
+        return (self.gpus,)
+
+    def _cuDeviceGet(self, index: int) -> tuple[int]:  # noqa: N802
+        return (index,)
+
+    def _cuDeviceGetName(self, length: int, device: int) -> tuple[bytes]:  # noqa: N802
+        return (b"Orin\0\0",)
+
+    def _cuDeviceGetAttribute(self, kind: Any, device: int) -> tuple[int]:  # noqa: N802
+        values = {"MAJOR": self.sm[0], "MINOR": self.sm[1], "INTEGRATED": self.unified}
+        return (values[kind.name.rpartition("_")[2]],)
+
+    def _cuDevicePrimaryCtxRetain(self, device: int) -> tuple[str]:  # noqa: N802
+        return ("context",)
+
+    def _cuStreamCreate(self, flags: int) -> tuple[str]:  # noqa: N802
+        return ("stream",)
+
+    def _cuMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return self.free, 1 << 34
+
+    def _cuMemAlloc(self, size: int) -> tuple[int]:  # noqa: N802
+        start = sum(-(-s // 512) * 512 for _, s in self.allocated) + (7 << 32)
+        self.allocated.append((start, size))
+        return (start,)
+
+    def _inside(self, address: int, size: int = 1) -> bool:
+        return any(start <= address and address + size <= start + room for start, room in self.allocated)
+
+    def _cuMemcpyHtoDAsync(self, to: int, start: int, size: int, stream: str) -> tuple[()]:  # noqa: N802
+        assert self._inside(to, size) and stream == "stream" and not self._capturing
+        return ()
+
+    def _cuMemcpyDtoHAsync(self, to: int, start: int, size: int, stream: str) -> tuple[()]:  # noqa: N802
+        assert self._inside(start, size) and stream == "stream"
+        ctypes.memset(to, 0, size)
+        return ()
+
+    def _cuMemsetD8Async(self, to: int, value: int, size: int, stream: str) -> tuple[()]:  # noqa: N802
+        assert self._inside(to, size)
+        return ()
+
+    def _cuModuleLoadData(self, cubin: bytes) -> tuple[str]:  # noqa: N802
+        return ("module",)
+
+    def _cuModuleGetFunction(self, module: str, symbol: bytes) -> tuple[str]:  # noqa: N802
+        return (symbol.decode(),)
+
+    def _cuFuncSetAttribute(self, function: str, kind: Any, value: int) -> tuple[()]:  # noqa: N802
+        self.permissions[function] = value
+        return ()
+
+    def _cuLaunchKernel(self, function: str, *arguments: Any) -> tuple[()]:  # noqa: N802
+        record = self._records[function]
+        grid, block, (shared, stream, places, extra) = arguments[:3], arguments[3:6], arguments[6:]
+        assert all(0 < extent < bound for extent, bound in zip(grid, (1 << 31, 1 << 16, 1 << 16), strict=True)), grid
+        assert (block, shared, stream, extra) == ((32 * record.warps, 1, 1), record.shared, "stream", 0)
+        cells = (ctypes.c_uint64 * (len(record.arguments) + 2)).from_address(places)
+        values = [ctypes.c_uint64.from_address(place).value for place in cells]
+        assert values[-2:] == [0, 0], f"{function} has no scratch"
+        for kind, value in zip(record.arguments, values, strict=False):
+            if kind.startswith("*"):
+                assert value % 16 == 0 and self._inside(value), f"{function}: {kind} {value:#x}"
+            else:
+                assert 0 < value < 1 << 31, f"{function}: {kind} {value}"
+        (self._captured if self._capturing else self.launches).append(function)
+        return ()
+
+    def _cuStreamBeginCapture(self, stream: str, mode: Any) -> tuple[()]:  # noqa: N802
+        self._capturing, self._captured = True, []
+        return ()
+
+    def _cuStreamEndCapture(self, stream: str) -> tuple[list[str]]:  # noqa: N802
+        self._capturing = False
+        return (self._captured,)
+
+    def _cuGraphInstantiate(self, graph: list[str], flags: int) -> tuple[list[str]]:  # noqa: N802
+        return (graph,)
+
+    def _cuGraphLaunch(self, graph: list[str], stream: str) -> tuple[()]:  # noqa: N802
+        self.replays.append(graph)
+        return ()
