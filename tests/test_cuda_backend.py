@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
@@ -27,6 +26,7 @@ from edgevl.prefill import feed
 from edgevl.recorder import record_decoder, record_vision
 from edgevl.runner import Limits
 from edgevl.weights import dequantize
+from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
 
 Weights = Callable[[str], StoredWeight]
 LIMITS = Limits(context=128, slots=3, chunk=48, logit_rows=4, tiles=2)

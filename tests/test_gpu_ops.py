@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_devices import InterpreterDevice, uncompiled
-from test_ops import BY_OP, Case, check
 
 from edgevl.backends.cuda import run_graph
 from edgevl.backends.cuda_lowering import GEMV_ROWS, Form, lower
@@ -19,7 +17,8 @@ from edgevl.contracts import CONTRACTS
 from edgevl.errors import UsageError
 from edgevl.layouts import StoredWeight, pack
 from edgevl.memory import max_counts
-from edgevl.weights import FloatWeight, dequantize
+from gpu_devices import InterpreterDevice, uncompiled
+from op_cases import BY_OP, Case, check, float_twin, readable_on_gpu
 
 
 def on_device(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
@@ -36,23 +35,12 @@ def on_device(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | N
     return found, cache
 
 
-def twin(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    plain = {name: (FloatWeight(dequantize(w)), b) for name, (w, b) in case.weights.items()}
-    return Case(case.op, case.label, case.call, case.inputs, case.counts, plain, case.config, case.cache).reference()
-
-
-def readable(case: Case) -> bool:
-    """GPU bundles hold no f32 linears and no f32 cache."""
-    wide = case.op == "linear" and case.weights["w"][0].__dict__.get("values", np.zeros(0, np.int8)).dtype == np.float32
-    return not wide and (case.cache is None or case.cache[0].dtype == np.float16)
-
-
 @pytest.mark.parametrize("op", CONTRACTS)
 def test_kernels_match_the_twin(op: str) -> None:
-    cases = [case for case in BY_OP[op] if readable(case)]
+    cases = [case for case in BY_OP[op] if readable_on_gpu(case)]
     assert cases
     for case in cases:
-        wanted, wanted_cache = twin(case)
+        wanted, wanted_cache = float_twin(case)
         found, found_cache = on_device(case)
         check(case, found, wanted, "gpu", half=True)
         if found_cache is not None and wanted_cache is not None:
@@ -63,20 +51,20 @@ def test_kernels_match_the_twin(op: str) -> None:
 @pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "silu_mul", "embed", "gather_rows", "pixel_shuffle"])
 def test_what_is_stored_as_f32_is_as_close_as_on_the_cpu(op: str) -> None:
     for case in BY_OP[op][::5]:
-        check(case, on_device(case)[0], twin(case)[0], "gpu")
+        check(case, on_device(case)[0], float_twin(case)[0], "gpu")
 
 
 def test_one_token_meets_codes_exactly() -> None:
     """Up to GEMV_ROWS tokens, int8 and int4 are summed in f32 and round nothing on the way."""
     for case in BY_OP["linear"]:
-        if case.counts["tokens"] <= GEMV_ROWS and readable(case):
-            check(case, on_device(case)[0], twin(case)[0], "gpu")
+        if case.counts["tokens"] <= GEMV_ROWS and readable_on_gpu(case):
+            check(case, on_device(case)[0], float_twin(case)[0], "gpu")
 
 
 def test_weights_that_no_kernel_reads_are_refused() -> None:
-    case = next(case for case in BY_OP["linear"] if not readable(case))
+    case = next(case for case in BY_OP["linear"] if not readable_on_gpu(case))
     with pytest.raises(UsageError, match="f16, int8 and int4"):
         on_device(case)
-    case = next(case for case in BY_OP["attention"] if not readable(case))
+    case = next(case for case in BY_OP["attention"] if not readable_on_gpu(case))
     with pytest.raises(UsageError, match="--kv f16"):
         on_device(case)
