@@ -42,7 +42,7 @@ class InterpreterDevice:
     name = "interpreter"
 
     def __init__(self, kernels: Mapping[str, Kernel], size: int = 64 << 20) -> None:
-        self._kernels = kernels
+        self.kernels = dict(kernels)
         self._memory = torch.full((size,), 0xAB, dtype=torch.uint8)  # what is read before it is written is no zero
         self._start = 256
 
@@ -66,7 +66,7 @@ class InterpreterDevice:
         array.reshape(-1).view(np.uint8)[...] = self._memory.numpy()[address : address + array.nbytes]
 
     def load(self, key: str, record: KernelRecord, cubin: bytes) -> Kernel:
-        return self._kernels[key]
+        return self.kernels[key]
 
     def launch(self, kernel: Kernel, record: KernelRecord, grid: tuple[int, int, int], values: tuple[int, ...]) -> None:
         function = FUNCTIONS[kernel.name]
@@ -100,7 +100,8 @@ class FakeDriver:
     """`cuda.bindings.driver` without a GPU: looks at every launch, and counts."""
 
     def __init__(self, cubins: Cubins, **facts: Any) -> None:
-        self._records = {record.symbol: record for record in cubins.records.values()}
+        self._records: dict[str, KernelRecord] = {}
+        self.learn(cubins)
         self.version, self.sm, self.free, self.gpus, self.unified = 13000, (8, 7), 1 << 33, 1, 0
         self.fails: dict[str, Any] = {}  # function -> status
         for name, value in facts.items():
@@ -112,6 +113,10 @@ class FakeDriver:
         self.permissions: dict[str, int] = {}
         self._capturing = False
         self._captured: list[str] = []
+
+    def learn(self, cubins: Cubins) -> None:
+        """Kernels that may be launched."""
+        self._records |= {record.symbol: record for record in cubins.records.values()}
 
     def __getattr__(self, name: str) -> Any:
         from cuda.bindings import driver

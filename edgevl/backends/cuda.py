@@ -30,6 +30,9 @@ Weights = Callable[[str], StoredWeight]
 _DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u8": np.uint8}
 
 
+_LISTS = ("decoder", "argmax")  # lists of launches that a decode step replays
+
+
 class Cubins:
     """Compiled kernels: their records, and a way to read each file of the bundle."""
 
@@ -169,20 +172,25 @@ class CudaRunner:
             graphs.append(record_vision(config))
         self._program = _Program(graphs, limits, weights, config.text, device, cubins, config.tokens.size)
         self.backend = f"cuda ({device.name})"
-        single = {"tokens": 1, "logits": 1, "images": 0}
-        self._captured = {"decoder": device.capture(lambda: self._program.launch("decoder", single))}
-        self._captured["argmax"] = device.capture(lambda: self._program.launch("argmax", single, "decoder"))
+        # one token, or one of each slot: (list of choices, tokens) -> what replays it
+        sizes = {1, limits.slots} if limits.slots <= min(limits.chunk, limits.logit_rows) else {1}
+        self._captured = {(name, size): self._capture(name, size) for name in _LISTS for size in sorted(sizes)}
 
     @property
     def planned_bytes(self) -> int:
         """See `Runner.planned_bytes`."""
         return self._program.weight_bytes + self._program.plan.total
 
+    def _capture(self, name: str, size: int) -> Any:
+        counts = {"tokens": size, "logits": size}
+        return self._device.capture(lambda: self._program.launch(name, counts, "decoder"))
+
     def _run(self, name: str, counts: Mapping[str, int]) -> None:
-        if counts.get("tokens") == 1 and counts.get("logits") == 1:
-            self._device.replay(self._captured[name])
+        captured = self._captured.get((name, counts["tokens"])) if counts["tokens"] == counts["logits"] else None
+        if captured is None:
+            self._program.launch(name, counts, "decoder")
         else:
-            self._program.launch(name, counts, "decoder" if name == "argmax" else "")
+            self._device.replay(captured)
 
     def _step(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> dict[str, int]:
         counts = {"tokens": tokens.size, "logits": logit_rows.size, "images": 0 if images is None else len(images)}

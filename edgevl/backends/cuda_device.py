@@ -70,13 +70,13 @@ _FREE_SHARED = 48 << 10  # bytes of shared memory that need no permission
 class CudaDevice:
     """The first GPU of this machine, for kernels of one SM."""
 
-    def __init__(self, target: str, architecture: str, driver: Any = None) -> None:
-        """`target` is the bundle's, for messages; `driver` stands in for `cuda.bindings.driver` in tests.
+    def __init__(self, target: str, architecture: str = "", driver: Any = None) -> None:
+        """`target` is the bundle's, for messages; `architecture` "" takes any GPU; `driver` is the tests' own.
 
         Raises `MissingExtraError` without cuda-bindings, `EdgevlError` without a driver that is new enough and a GPU,
         and `BundleError` when the GPU cannot run kernels of `architecture`.
         """
-        self._target = f"the bundle was built for {target} ({architecture})"
+        self._target = f"the bundle was built for {target} ({architecture or 'any GPU'})"
         self._driver = driver or _bindings()
         try:
             self._call("cuInit", 0)
@@ -99,8 +99,9 @@ class CudaDevice:
         minor = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         self._unified = bool(self._attribute(kinds.CU_DEVICE_ATTRIBUTE_INTEGRATED))
         label = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
-        self.name = f"{label}, sm_{major}{minor}"
-        if f"sm_{major}{minor}" != architecture:
+        self.architecture = f"sm_{major}{minor}"
+        self.name = f"{label}, {self.architecture}"
+        if architecture not in ("", self.architecture):
             raise BundleError(f"{self._target}, this GPU is {self.name}; build it again for it (`edgevl targets`)")
         self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
         self._stream = self._call("cuStreamCreate", int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
@@ -142,6 +143,14 @@ class CudaDevice:
     def read(self, address: int, array: Array) -> None:
         """See `Device.read`."""
         self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
+        self._call("cuStreamSynchronize", self._stream)
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Copy bytes on the device; the benchmark measures bandwidth with it."""
+        self._call("cuMemcpyDtoDAsync", to, source, size, self._stream)
+
+    def wait(self) -> None:
+        """Until everything is done."""
         self._call("cuStreamSynchronize", self._stream)
 
     def load(self, key: str, record: KernelRecord, cubin: bytes) -> Any:
