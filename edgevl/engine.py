@@ -236,7 +236,7 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
         from edgevl.backends.cuda_device import CudaDevice
 
         cubins = Cubins(manifest.kernels, bundle.kernel_file)
-        device = CudaDevice(target.name, target.architecture)
+        device = CudaDevice(f"the bundle was built for {target.name} ({target.architecture})", target.architecture)
         return CudaRunner(manifest.model, manifest.limits, bundle.weight, device, cubins)
     if backend == "cuda":
         raise BundleError(f"the bundle was built for {target.name} and has no GPU kernels; see `edgevl targets`")

@@ -45,7 +45,7 @@ def test_checks_pass_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     driver = FakeDriver(Cubins({}, lambda file: b""), sm=(9, 0))
     pretend(monkeypatch, None, driver)
-    device = CudaDevice("benchmarks.gpu", "", driver)
+    device = CudaDevice("this test runs kernels", "", driver)
     assert command.main(["--only", "speed", "--tiny"], device) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"decode_1", "decode_8", "prefill_2048", "tower", "first_token"} <= document.keys()

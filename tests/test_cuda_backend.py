@@ -129,7 +129,8 @@ def driven(models: dict[str, tuple[ModelConfig, Weights]], **facts: Any) -> tupl
     config, weights = models["vl"]
     cubins = uncompiled(kernels_of(config, weights))
     driver = FakeDriver(cubins, **facts)
-    return CudaRunner(config, LIMITS, weights, CudaDevice("orin-nano-8gb", "sm_87", driver), cubins), driver
+    device = CudaDevice("the bundle was built for orin-nano-8gb (sm_87)", "sm_87", driver)
+    return CudaRunner(config, LIMITS, weights, device, cubins), driver
 
 
 def test_one_token_replays_a_graph_and_everything_is_allocated_at_load(
@@ -157,7 +158,7 @@ def test_shared_memory_beyond_48_kib_is_asked_for(models: dict[str, tuple[ModelC
     cubins = uncompiled(kernels_of(config, weights))
     large = Cubins({k: replace(r, shared=100_000) for k, r in cubins.records.items()}, cubins.read)
     driver = FakeDriver(large)
-    CudaRunner(config, LIMITS, weights, CudaDevice("h200", "sm_87", driver), large)
+    CudaRunner(config, LIMITS, weights, CudaDevice("the bundle", "sm_87", driver), large)
     assert set(driver.permissions.values()) == {100_000}
     assert driver.permissions.keys() == large.records.keys()
 
@@ -198,7 +199,7 @@ def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[Model
             raise RuntimeError("libcuda.so.1 not found")
 
     with pytest.raises(EdgevlError, match="needs NVIDIA's driver") as caught:
-        CudaDevice("h200", "sm_90", NoDriver())
+        CudaDevice("the bundle", "sm_90", NoDriver())
     assert caught.value.exit_code == 1
     results = driver.CUresult
     with pytest.raises(EdgevlError, match=r"cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
@@ -237,4 +238,4 @@ def test_a_bundle_without_a_kernel_is_refused(models: dict[str, tuple[ModelConfi
     cubins = uncompiled(kernels_of(config, weights))
     missing = Cubins({k: r for k, r in cubins.records.items() if not k.startswith("gemv")}, cubins.read)
     with pytest.raises(BundleError, match="has no kernel gemv"):
-        CudaRunner(config, LIMITS, weights, CudaDevice("h200", "sm_87", FakeDriver(missing)), missing)
+        CudaRunner(config, LIMITS, weights, CudaDevice("the bundle", "sm_87", FakeDriver(missing)), missing)

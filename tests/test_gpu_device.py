@@ -14,7 +14,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module")
 def device() -> CudaDevice:
     try:
-        return CudaDevice("these tests")
+        return CudaDevice("this test runs kernels")
     except EdgevlError as error:
         pytest.skip(str(error))
 

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None, device: CudaDevice | None = None) -
     parser.add_argument("--tiny", action="store_true", help="the tiny model's shapes: a try of the command")
     given = parser.parse_args(arguments)
     try:
-        gpu = device or CudaDevice("benchmarks.gpu")
+        gpu = device or CudaDevice("this benchmark runs kernels")
         document: dict[str, Any] = {"gpu": gpu.name}
         good = True
         if given.only != "speed":

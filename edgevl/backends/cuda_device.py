@@ -70,29 +70,29 @@ _FREE_SHARED = 48 << 10  # bytes of shared memory that need no permission
 class CudaDevice:
     """The first GPU of this machine, for kernels of one SM."""
 
-    def __init__(self, target: str, architecture: str = "", driver: Any = None) -> None:
-        """`target` is the bundle's, for messages; `architecture` "" takes any GPU; `driver` is the tests' own.
+    def __init__(self, what: str, architecture: str = "", driver: Any = None) -> None:
+        """`what` begins a message: "the bundle was built for ..."; `architecture` "" takes any; `driver` is the tests'.
 
         Raises `MissingExtraError` without cuda-bindings, `EdgevlError` without a driver that is new enough and a GPU,
         and `BundleError` when the GPU cannot run kernels of `architecture`.
         """
-        self._target = f"the bundle was built for {target} ({architecture or 'any GPU'})"
+        self._what = what
         self._driver = driver or _bindings()
         try:
             self._call("cuInit", 0)
         except RuntimeError as error:  # cuda-bindings looks for the library at the first call
             raise EdgevlError(
-                f"{self._target} and needs NVIDIA's driver, which this machine lacks; run it on its device, or build "
+                f"{self._what} and needs NVIDIA's driver, which this machine lacks; run it on its device, or build "
                 "with --target host"
             ) from error
         version, oldest = int(self._call("cuDriverGetVersion")), _OLDEST_DRIVER.get(architecture, _DRIVER)
         if version < oldest:
             raise EdgevlError(
-                f"{self._target} and needs a driver for CUDA {_version(oldest)}, this machine's is for "
+                f"{self._what} and needs a driver for CUDA {_version(oldest)}, this machine's is for "
                 f"{_version(version)}; install a newer driver"
             )
         if int(self._call("cuDeviceGetCount")) == 0:
-            raise EdgevlError(f"{self._target}, this machine has a driver but no GPU; build with --target host")
+            raise EdgevlError(f"{self._what}, this machine has a driver but no GPU; build with --target host")
         self._device = self._call("cuDeviceGet", 0)
         kinds = self._driver.CUdevice_attribute
         major = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
@@ -102,7 +102,7 @@ class CudaDevice:
         self.architecture = f"sm_{major}{minor}"
         self.name = f"{label}, {self.architecture}"
         if architecture not in ("", self.architecture):
-            raise BundleError(f"{self._target}, this GPU is {self.name}; build it again for it (`edgevl targets`)")
+            raise BundleError(f"{self._what}, this GPU is {self.name}; build it again for it (`edgevl targets`)")
         self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
         self._stream = self._call("cuStreamCreate", int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
 
@@ -110,7 +110,7 @@ class CudaDevice:
         """A function of the driver; what it returns besides the status."""
         status, *values = getattr(self._driver, name)(*arguments)
         if status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise CapacityError(f"{self._target}, whose plan does not fit into this GPU's memory; close other programs")
+            raise CapacityError(f"{self._what}, whose plan does not fit into this GPU's memory; close other programs")
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise EdgevlError(f"the GPU's driver failed at {name}: {getattr(status, 'name', status)}")
         return values[0] if values else None
