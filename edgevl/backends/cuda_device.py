@@ -102,7 +102,7 @@ class CudaDevice:
         self.architecture = f"sm_{major}{minor}"
         self.name = f"{label}, {self.architecture}"
         if architecture not in ("", self.architecture):
-            raise BundleError(f"{self._what}, this GPU is {self.name}; build it again for it (`edgevl targets`)")
+            raise BundleError(f"{self._what}, this GPU is {self.name}; build for it (`edgevl targets`)")
         self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
         self._stream = self._call("cuStreamCreate", int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
 
