@@ -19,7 +19,7 @@ from edgevl.cache import cache_directory
 from edgevl.config import ModelConfig, from_json
 from edgevl.errors import BundleError, UsageError
 from edgevl.files import atomic_file, sha256_file
-from edgevl.layouts import FIELDS, StoredWeight, int4_shapes, int8_shapes
+from edgevl.layouts import StoredWeight, fields, int4_shapes, int8_shapes
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import SafetensorsFile
@@ -243,7 +243,7 @@ class Bundle:
             raise BundleError(f"the bundle's weights are not those of its model: {odd} is there without the other")
         for name, part in self._parts.items():
             record = records[name]
-            if record.kind not in FIELDS or set(record.arrays) != set(FIELDS[record.kind]):
+            if not record.arrays or set(record.arrays) != set(fields(record.kind, self.manifest.target.layout)):
                 raise BundleError(f"{name} in {where} has the unknown kind {record.kind!r}; build the bundle again")
             if tuple(record.shape) != part.shape:
                 raise BundleError(f"{name} has the shape {record.shape}, its model needs {part.shape}")
@@ -272,7 +272,7 @@ class Bundle:
         if record.kind == "int8":
             return int8_shapes(n, k, self.manifest.target.layout)[key][1]
         groups = self._file.specs[record.arrays["scales"]].shape if record.arrays["scales"] in self._file.specs else ()
-        count = groups[1] if len(groups) == 3 else 0
+        count = groups[1] if len(groups) in (3, 4) else 0
         if count < 1 or k % count or k // count not in (32, 64, 128):
             raise BundleError(f"{name} has {count} groups for {k} in-features; a group must be 128, 64 or 32 of them")
         return int4_shapes(n, k, k // count, self.manifest.target.layout)[key][1]

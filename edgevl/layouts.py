@@ -7,9 +7,10 @@ Two layouts (FORMAT.md has the same in words): "panels" is read by the CPU kerne
       int8     scales   (N/R, R) f32, in both; in-features are filled up with zeros to K', whole groups of 64
                codes    panels: (N/R, K'/4, R, 4) int8, in-feature 4i+j at [.., i, :, j]
                         tiles:  (N/R, K'/64, R, 64) int8, in-feature 64i+j at [.., i, :, j]
-      int4     scales   (N/R, K/Q, R) f16, zeros (N/R, K/Q, R) uint8, in both
-               codes    panels: (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one
+      int4     codes    panels: (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one
                         tiles:  (N/R, K/Q, R, Q/2) uint8, in-feature Qi+j in the low nibble and Qi+Q/2+j in the high one
+               scales   panels: (N/R, K/Q, R) f16, and zeros (N/R, K/Q, R) uint8
+                        tiles:  (N/R, K/Q, R, 2) f16, the scale and then the zero: 4 bytes, the least a GPU copies ahead
 
 A tile (R out-features by one group) is contiguous, so a warp that reads 16 bytes a thread reads whole cache lines.
 Pure numpy; `deploy` packs, the tests unpack, the runtime maps the arrays as they are.
@@ -31,6 +32,11 @@ Array = NDArray[Any]
 PANEL = 16  # out-features that lie together in an int8 or int4 weight
 LAYOUTS = ("panels", "tiles")
 FIELDS = {"f32": ("values",), "f16": ("values",), "int8": ("codes", "scales"), "int4": ("codes", "scales", "zeros")}
+
+
+def fields(kind: str, layout: str) -> tuple[str, ...]:
+    """The arrays of a kind; nothing for a kind that does not exist."""
+    return ("codes", "scales") if (kind, layout) == ("int4", "tiles") else FIELDS.get(kind, ())
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ def pack(weight: Weight, bias: NDArray[np.float32] | None = None, layout: str = 
     for name, values in grids:
         grid = np.pad(values, ((0, padded), (0, 0))).reshape(-1, PANEL, values.shape[1])
         arrays[name] = np.ascontiguousarray(grid.transpose(0, 2, 1))
+    if layout == "tiles":
+        arrays["scales"] = np.stack([arrays["scales"], arrays.pop("zeros").astype(np.float16)], axis=-1)
     return StoredWeight("int4", weight.shape, arrays, bias)
 
 
@@ -91,7 +99,10 @@ def unpack(stored: StoredWeight) -> Weight:
     (n, k), packed = stored.shape, stored.arrays["codes"]
     pairs = np.stack([packed & 15, packed >> 4], axis=3)  # (N/R, i, R, 2, j)
     codes = pairs.transpose(0, 2, 1, 3, 4).reshape(-1, k)[:n]
-    rows = {f: stored.arrays[f].transpose(0, 2, 1).reshape(-1, k // stored.group_size)[:n] for f in ("scales", "zeros")}
+    grids: dict[str, Array] = dict(stored.arrays)
+    if "zeros" not in grids:
+        grids |= {"scales": grids["scales"][..., 0], "zeros": grids["scales"][..., 1].astype(np.uint8)}
+    rows = {f: grids[f].transpose(0, 2, 1).reshape(-1, k // stored.group_size)[:n] for f in ("scales", "zeros")}
     return Int4Weight(*map(np.ascontiguousarray, (codes, rows["scales"], rows["zeros"])))
 
 
@@ -106,7 +117,10 @@ def int4_shapes(n: int, k: int, group_size: int, layout: str = "panels") -> dict
     """Dtype and shape of each array of an int4 weight (N, K)."""
     panels, wide = -(-n // PANEL), group_size // 2 if layout == "tiles" else 4
     grid = (panels, k // group_size, PANEL)
-    return {"codes": ("U8", (panels, k // (2 * wide), PANEL, wide)), "scales": ("F16", grid), "zeros": ("U8", grid)}
+    codes = ("U8", (panels, k // (2 * wide), PANEL, wide))
+    if layout == "tiles":
+        return {"codes": codes, "scales": ("F16", (*grid, 2))}
+    return {"codes": codes, "scales": ("F16", grid), "zeros": ("U8", grid)}
 
 
 def relaid(stored: StoredWeight, layout: str) -> StoredWeight:

@@ -6,13 +6,14 @@ of the same values. No GPU is needed; what a real one computes is compared by `p
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgevl.backends.cuda import run_graph
-from edgevl.backends.cuda_lowering import GEMV_ROWS, Form, lower
+from edgevl.backends.cuda_lowering import MORE_ROWS, Form, lower
 from edgevl.contracts import CONTRACTS
 from edgevl.errors import UsageError
 from edgevl.layouts import StoredWeight, pack
@@ -54,11 +55,14 @@ def test_what_is_stored_as_f32_is_as_close_as_on_the_cpu(op: str) -> None:
         check(case, on_device(case)[0], float_twin(case)[0], "gpu")
 
 
-def test_one_token_meets_codes_exactly() -> None:
-    """Up to GEMV_ROWS tokens, int8 and int4 are summed in f32 and round nothing on the way."""
+def test_up_to_sixteen_tokens_meet_codes_exactly() -> None:
+    """int8 and int4 are summed in f32 and round nothing on the way; activations are f16, as in a model."""
     for case in BY_OP["linear"]:
-        if case.counts["tokens"] <= GEMV_ROWS and readable_on_gpu(case):
-            check(case, on_device(case)[0], float_twin(case)[0], "gpu")
+        if case.counts["tokens"] <= MORE_ROWS and readable_on_gpu(case):
+            x, rows = case.inputs["x"]
+            narrow = copy(case)
+            narrow.inputs = {**case.inputs, "x": (x.astype(np.float16).astype(np.float32), rows)}
+            check(narrow, on_device(narrow)[0], float_twin(narrow)[0], "gpu")
 
 
 def test_weights_that_no_kernel_reads_are_refused() -> None:

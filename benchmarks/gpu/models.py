@@ -76,9 +76,9 @@ def _weight(part: Part, random: np.random.Generator) -> StoredWeight:
     shapes = int4_shapes(n, k, 128, "tiles")
     arrays: dict[str, NDArray[Any]] = {
         "codes": np.frombuffer(random.bytes(int(np.prod(shapes["codes"][1]))), np.uint8).reshape(shapes["codes"][1]),
-        "scales": np.full(shapes["scales"][1], 1 / (_SPREAD * k**0.5), np.float16),
-        "zeros": np.full(shapes["zeros"][1], 8, np.uint8),
+        "scales": np.full(shapes["scales"][1], 8, np.float16),
     }
+    arrays["scales"][..., 0] = 1 / (_SPREAD * k**0.5)
     return StoredWeight("int4", part.shape, arrays, bias)
 
 

@@ -1,7 +1,8 @@
 """Weight tiles from the layout "tiles" of edgevl.layouts, in registers. Called by the linear kernels.
 
-A nibble becomes a float without a conversion instruction (those run at a quarter of the rate): its bits go into the
-mantissa of a power of two whose unit is 1, and the power of two goes away with the zero point, exactly.
+A code becomes f16 without a conversion instruction (those run at a fraction of the rate) and without a shift: its
+bits go into the mantissa of 1024, whose unit is 1, and 1024 goes away with the zero point, exactly. The high nibble
+stays where it is and counts 16 times; who sums it divides the sum.
 """
 
 import triton
@@ -9,14 +10,30 @@ import triton.language as tl
 
 
 @triton.jit
-def nibble_f16(nibble, zero):
-    """uint8 0..15 and its zero point -> the difference, f16, exact: 1024 + c has c in its last bits."""
-    raised = (nibble.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
-    return raised - (zero.to(tl.float16) + 1024.0)
+def scale_and_zero(pair):
+    """int32 that holds two f16 -> scale and zero, f16."""
+    return (
+        (pair & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True),
+        (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True),
+    )
 
 
 @triton.jit
-def nibble_f32(nibble, zero):
-    """uint8 0..15 and its zero point -> the difference, f32, exact: 2^23 + c has c in its last bits."""
-    raised = (nibble.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
-    return raised - (zero.to(tl.float32) + 8388608.0)
+def low_nibble(codes, zero):
+    """uint8 codes -> low nibble - zero, f16, exact."""
+    raised = ((codes & 0x0F).to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    return raised - (zero + 1024.0)
+
+
+@triton.jit
+def high_nibble(codes, zero):
+    """uint8 codes -> 16 · (high nibble - zero), f16, exact."""
+    raised = ((codes & 0xF0).to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    return raised - (zero * 16.0 + 1024.0)
+
+
+@triton.jit
+def whole_code(codes):
+    """int8 codes -> f16, exact: as 128 more than they are, without a sign."""
+    raised = ((codes ^ -128).to(tl.uint8, bitcast=True).to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    return raised - 1152.0

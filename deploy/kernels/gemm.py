@@ -1,4 +1,4 @@
-"""Linear layers for 5 tokens and more, on tensor cores: f16 times f16, summed in f32.
+"""Linear layers for 17 tokens and more: bound by what tensor cores multiply, f16 times f16, summed in f32.
 
 Weights become f16 in registers, never in memory. They are the first operand (out-features are its rows), because that
 is the one which tensor cores take from registers; the tile is turned when it is stored. Programs of one panel of
@@ -8,7 +8,7 @@ weights are neighbours, so that the panel is read from memory once. Launched by 
 import triton
 import triton.language as tl
 
-from deploy.kernels.dequantize import nibble_f16
+from deploy.kernels.dequantize import high_nibble, low_nibble, scale_and_zero, whole_code
 from deploy.kernels.epilogue import gelu
 
 
@@ -16,8 +16,7 @@ from deploy.kernels.epilogue import gelu
 def gemm(
     x,  # (rows, K)
     values,  # "int4", "int8": codes in tiles; "f16": (N, K)
-    scales,
-    zeros,
+    scales,  # "int4": (panels, K/Q, 16) int32, scale and zero; "int8": (panels, 16) f32
     bias,  # (N,) f32, or None
     residual,  # (rows, N), or None
     out,  # (rows, N)
@@ -47,15 +46,14 @@ def gemm(
         place = x + m[:, None] * K + k[None, :]
         low = tl.load(place, mask=mine & (k[None, :] < K), other=0.0).to(tl.float16)
         if KIND == "int4":
-            scale = tl.load(scales + grid, mask=whole, other=0.0)[:, None]
-            zero = tl.load(zeros + grid, mask=whole, other=0)[:, None]
+            scale, zero = scale_and_zero(tl.load(scales + grid, mask=whole, other=0)[:, None])
             codes = tl.load(values + tile, mask=whole[:, None], other=0)
             high = tl.load(place + HALF, mask=mine, other=0.0).to(tl.float16)
-            total = tl.dot(nibble_f16(codes & 15, zero) * scale, tl.trans(low), total)
-            total = tl.dot(nibble_f16(codes >> 4, zero) * scale, tl.trans(high), total)
+            total = tl.dot(low_nibble(codes, zero) * scale, tl.trans(low), total)
+            total = tl.dot(high_nibble(codes, zero) * (scale * 0.0625), tl.trans(high), total)
         elif KIND == "int8":
             codes = tl.load(values + tile, mask=whole[:, None], other=0)
-            total = tl.dot(codes.to(tl.float16), tl.trans(low), total)
+            total = tl.dot(whole_code(codes), tl.trans(low), total)
         else:
             w = tl.load(values + n[:, None] * K + k[None, :], mask=(n[:, None] < N) & (k[None, :] < K), other=0.0)
             total = tl.dot(w, tl.trans(low), total)

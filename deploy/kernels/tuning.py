@@ -41,9 +41,9 @@ _ANY = {
     "embed": _ROWS,
     "full_attention": _tuning(4, 2, BLOCK_M=64, BLOCK_S=64),
     "gather_rows": _ROWS,
-    "gemm.few": _tuning(4, 4, BLOCK_M=16, BLOCK_N=64),
-    "gemm.many": _tuning(4, 3, BLOCK_M=64, BLOCK_N=128),
-    "gemv": _tuning(4, 1, BLOCK_G=4),
+    "gemm": _tuning(8, 3, BLOCK_M=128, BLOCK_N=128),
+    "gemv.few": _tuning(4, 4, BLOCK_M=8, BLOCK_G=4),
+    "gemv.more": _tuning(4, 4, BLOCK_M=16, BLOCK_G=4),
     "norm": _tuning(8, 1),
     "patches": _ROWS,
     "pixel_shuffle": _ROWS,
@@ -54,7 +54,8 @@ _ANY = {
 _LARGE = {
     "attend": _tuning(8, 3, BLOCK_M=128, BLOCK_S=64),
     "full_attention": _tuning(8, 3, BLOCK_M=128, BLOCK_S=64),
-    "gemm.many": _tuning(8, 3, BLOCK_M=128, BLOCK_N=128),
+    "gemv.few": _tuning(8, 4, BLOCK_M=8, BLOCK_G=8),
+    "gemv.more": _tuning(8, 4, BLOCK_M=16, BLOCK_G=8),
 }
 _BY_SM = {"sm_90": _LARGE, "sm_110": _LARGE}
 

@@ -27,8 +27,8 @@ from edgevl.recorder import Buffer, Graph, Node, Rows
 from edgevl.runner import Limits
 from edgevl.weights import INT8_GROUP
 
-GEMV_ROWS = 4  # most tokens that go one by one, without tensor cores
-FEW_ROWS = 16  # most tokens of a tile of tensor cores that is bound by memory, and of split attention
+FEW_ROWS = 8  # most tokens of the smaller gemv
+MORE_ROWS = 16  # most tokens of the larger gemv, and of split attention
 SPLITS = 16  # parts that the depth of a decode attention is split into, a power of two
 _MANY = 1 << 62
 _F32_RESULTS = ("embed", "vision_tokens")
@@ -37,7 +37,7 @@ _TYPES = {
     "f32": {"values": "*f32"},
     "f16": {"values": "*f16"},
     "int8": {"codes": "*i8", "scales": "*f32"},
-    "int4": {"codes": "*u8", "scales": "*f16", "zeros": "*u8"},
+    "int4": {"codes": "*u8", "scales": "*i32"},  # a scale and its zero are read as one number
 }
 
 
@@ -215,7 +215,6 @@ class _Lowering:
             "x": node.inputs[0],
             "values": arrays.get("values", arrays.get("codes")),
             "scales": arrays.get("scales"),
-            "zeros": arrays.get("zeros"),
             "bias": WeightArray(name, "bias", "*f32") if biased else None,
             "residual": node.inputs[1] if node.attrs["residual"] else None,
             "out": out,
@@ -229,10 +228,10 @@ class _Lowering:
             "GELU": node.attrs["activation"] == "gelu",
         }
         tiles = (_per_row(out, "BLOCK_M"), Extent(out.cols, tile="BLOCK_N"))
-        single = _call("gemv", arguments, (Extent(-(-out.cols // 16)), _per_row(out)), constants)
-        few = _call("gemm", arguments, tiles, constants, "few")
-        many = _call("gemm", arguments, tiles, constants, "many")
-        return Choice(out.rows, ((GEMV_ROWS, (single,)), (FEW_ROWS, (few,)), (_MANY, (many,))))
+        panels = (Extent(-(-out.cols // 16)),)
+        few, more = (_call("gemv", arguments, panels, constants, variant) for variant in ("few", "more"))
+        many = _call("gemm", arguments, tiles, constants)
+        return Choice(out.rows, ((FEW_ROWS, (few,)), (MORE_ROWS, (more,)), (_MANY, (many,))))
 
     def rope_write(self, node: Node) -> Choice:
         text, layer = self._heads(), int(node.attrs["layer"])
@@ -279,7 +278,7 @@ class _Lowering:
         join = _call("attend_join", {**parts, "out": out}, (rows,), joined)
         grid = (_per_row(out, "BLOCK_M"), Extent(text.heads))
         flash = _call("attend", {**read, "out": out, "rows": out.rows}, grid, sizes)
-        return Choice(out.rows, ((FEW_ROWS, (split, join)), (_MANY, (flash,))))
+        return Choice(out.rows, ((MORE_ROWS, (split, join)), (_MANY, (flash,))))
 
     def silu_mul(self, node: Node) -> Choice:
         return self._rowwise(node, "silu_mul", {"gate_up": node.inputs[0]}, {"F": node.output.cols})

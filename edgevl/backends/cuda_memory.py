@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevl.backends.cuda_kernels import Region
-from edgevl.backends.cuda_lowering import FEW_ROWS, SPLITS
+from edgevl.backends.cuda_lowering import MORE_ROWS, SPLITS
 from edgevl.config import TextConfig
 from edgevl.errors import UsageError
 from edgevl.memory import aligned, max_counts, place_graphs
@@ -47,7 +47,7 @@ def plan_device(graphs: Sequence[Graph], limits: Limits, text: TextConfig | None
     if text is not None:
         layer = aligned(2 * limits.slots * text.kv_heads * limits.context * text.head_dim)
         sizes = layer * text.layers
-        parts = min(limits.chunk, FEW_ROWS) * text.heads * SPLITS
+        parts = min(limits.chunk, MORE_ROWS) * text.heads * SPLITS
         wanted |= {
             "keys": sizes,
             "values": sizes,
