@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -48,6 +49,13 @@ def constants_of(pairs: list[Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in pairs}
 
 
+def parameters(ptx: str) -> list[str]:
+    """Types of a kernel's parameters: "u64" for addresses, "u32" for numbers."""
+    entry = re.search(r"\.visible \.entry \w+\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None, "the compiler left no entry"
+    return [f"u{bits}" for bits in re.findall(r"\.param \.[busf](\d+)", entry[1])]
+
+
 def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     """A job of `deploy.cubins` -> symbol, shared bytes and the cubin in base64."""
     function = FUNCTIONS[job["name"]]
@@ -70,6 +78,9 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     )
     scratch = getattr(compiled.metadata, "global_scratch_size", 0)
     assert not scratch, f"{job['name']} wants {scratch} bytes of global scratch; the runtime passes none"
+    passed = [*("u64" if kind.startswith("*") else "u32" for kind in given.values() if kind), "u64", "u64"]
+    taken = parameters(compiled.asm["ptx"])
+    assert taken == passed, f"{job['name']} takes {taken}; the runtime passes {passed}"
     return {
         "symbol": compiled.metadata.name,
         "shared": compiled.metadata.shared,

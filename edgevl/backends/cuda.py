@@ -183,7 +183,12 @@ class CudaRunner:
 
     def _capture(self, name: str, size: int) -> Any:
         counts = {"tokens": size, "logits": size}
-        return self._device.capture(lambda: self._program.launch(name, counts, "decoder"))
+
+        def work() -> None:
+            self._program.launch(name, counts, "decoder")
+
+        work()  # a driver may load kernels when they first run, which it cannot while it captures
+        return self._device.capture(work)
 
     def _run(self, name: str, counts: Mapping[str, int]) -> None:
         captured = self._captured.get((name, counts["tokens"])) if counts["tokens"] == counts["logits"] else None

@@ -61,8 +61,10 @@ class Device(Protocol):
         ...
 
 
-_OLDEST_DRIVER = {"sm_110": 13000, "sm_120": 12080}  # CUDA version, 1000 · major + 10 · minor, that knows an SM
-_DRIVER = 12000  # for every other
+# CUDA versions, 1000 · major + 10 · minor: drivers run what compilers of the same major version made, and Triton
+# compiles for Blackwell with CUDA 13's, for the others with CUDA 12's
+_OLDEST_DRIVER = {"sm_110": 13000, "sm_120": 13000}
+_DRIVER = 12000
 _BLOCK = 64 << 20  # bytes of one copy of weights
 _FREE_SHARED = 48 << 10  # bytes of shared memory that need no permission
 
