@@ -232,8 +232,9 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
     if backend not in ("auto", "cpu", "cuda"):
         raise UsageError(f"the backend {backend!r} does not exist; choose auto, cpu, cuda or reference")
     if target.backend == "cuda" and backend != "cpu":
-        from edgevl.backends.cuda import Cubins, CudaRunner
+        from edgevl.backends.cuda import CudaRunner
         from edgevl.backends.cuda_device import CudaDevice
+        from edgevl.backends.cuda_program import Cubins
 
         cubins = Cubins(manifest.kernels, bundle.kernel_file)
         device = CudaDevice(f"the bundle was built for {target.name} ({target.architecture})", target.architecture)

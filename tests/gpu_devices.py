@@ -14,8 +14,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before th
 import torch
 
 from deploy.kernels.compiler import FUNCTIONS
-from edgevl.backends.cuda import Cubins
 from edgevl.backends.cuda_kernels import Kernel, KernelRecord
+from edgevl.backends.cuda_program import Cubins
 
 TILES = {
     "BLOCK": 64,

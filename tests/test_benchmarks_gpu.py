@@ -15,9 +15,9 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.checks import operations, tiny_model
 from benchmarks.gpu.models import eight_b, random_weights, tiny
 from benchmarks.gpu.speed import linear_operations, step_bytes
-from edgevl.backends.cuda import Cubins
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.backends.cuda_kernels import Kernel, KernelRecord
+from edgevl.backends.cuda_program import Cubins
 from edgevl.models.names import all_parts
 from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
 

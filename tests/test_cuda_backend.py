@@ -12,10 +12,11 @@ import pytest
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
-from edgevl.backends.cuda import Cubins, CudaRunner
+from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.backends.cuda_kernels import Kernel, WeightArray
 from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_program import Cubins
 from edgevl.backends.reference import ReferenceRunner
 from edgevl.bundle import Bundle
 from edgevl.config import ModelConfig

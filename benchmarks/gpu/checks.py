@@ -11,9 +11,10 @@ import numpy as np
 
 from benchmarks.gpu.models import compiled, random_weights, tiny
 from deploy import cubins
-from edgevl.backends.cuda import Cubins, CudaRunner, run_graph
+from edgevl.backends.cuda import CudaRunner, run_graph
 from edgevl.backends.cuda_device import Device
 from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_program import Cubins
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import pack, relaid
 from edgevl.memory import max_counts

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy import cubins
-from edgevl.backends.cuda import Cubins
 from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_program import Cubins
 from edgevl.config import (
     ModelConfig,
     ProjectorConfig,

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
 
 from edgevl.recorder import Buffer, Rows
 
+T = TypeVar("T")  # a `Launch`, or what a runtime makes of it
 Constant = int | float | str | bool | tuple[float, ...]
 POINTER_ALIGN = 16  # bytes; every pointer that a kernel gets is a multiple, and the compiler relies on it
 
@@ -25,7 +28,7 @@ class Kernel:
     constants: tuple[tuple[str, Constant], ...]
     variant: str = ""  # which line of the tuning table, where a kernel has several
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A name for files and manifests: the same for the same kernel."""
         text = repr((self.name, self.arguments, self.constants, self.variant))
@@ -94,13 +97,13 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[T]):
     """What a node does, by how many rows it has: the first entry whose bound is not exceeded."""
 
     rows: Rows
-    ways: tuple[tuple[int, tuple[Launch, ...]], ...]  # (most rows, launches in order)
+    ways: tuple[tuple[int, tuple[T, ...]], ...]  # (most rows, calls in order)
 
-    def launches(self, counts: Mapping[str, int]) -> tuple[Launch, ...]:
-        """The launches for a step with these counts; none when there are no rows."""
+    def calls(self, counts: Mapping[str, int]) -> tuple[T, ...]:
+        """The calls of a step with these counts; none when there are no rows."""
         count = self.rows.factor * counts.get(self.rows.symbol, 0)
-        return next((launches for most, launches in self.ways if count <= most), ()) if count else ()
+        return next((calls for most, calls in self.ways if count <= most), ()) if count else ()

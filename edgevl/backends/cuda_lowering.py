@@ -79,7 +79,7 @@ class Lowered:
     """Graphs as the GPU runs them. The argmax over the decoder's logits is a list of its own, "argmax"."""
 
     graphs: dict[str, Graph]  # narrowed
-    choices: dict[str, list[Choice]]  # node by node
+    choices: dict[str, list[Choice[Launch]]]  # node by node
 
     def kernels(self, most: Mapping[str, int]) -> dict[str, Kernel]:
         """Every kernel that steps of at most these counts can need, by key."""
@@ -111,11 +111,11 @@ def lower(
     return lowered
 
 
-def _lower_node(lowering: _Lowering, node: Node) -> Choice:
+def _lower_node(lowering: _Lowering, node: Node) -> Choice[Launch]:
     method = getattr(lowering, node.op, None)
     if method is None:
         raise UsageError(f"the GPU backend has no kernel for the op {node.op!r}")
-    choice: Choice = method(node)
+    choice: Choice[Launch] = method(node)
     return choice
 
 
@@ -142,7 +142,7 @@ def _type(argument: Argument) -> str:
     return "i32" if isinstance(argument, Rows) else argument.type
 
 
-def _always(rows: Rows, *launches: Launch) -> Choice:
+def _always(rows: Rows, *launches: Launch) -> Choice[Launch]:
     return Choice(rows, ((_MANY, launches),))
 
 
@@ -165,7 +165,9 @@ class _Lowering:
         assert self._text is not None
         return self._text
 
-    def _rowwise(self, node: Node, name: str, arguments: Arguments, constants: Mapping[str, Constant]) -> Choice:
+    def _rowwise(
+        self, node: Node, name: str, arguments: Arguments, constants: Mapping[str, Constant]
+    ) -> Choice[Launch]:
         """A kernel over (rows of the result, blocks of its columns)."""
         grid = (_per_row(node.output), Extent(node.output.cols, tile="BLOCK"))
         return _always(node.output.rows, _call(name, {**arguments, "out": node.output}, grid, constants))
@@ -178,13 +180,13 @@ class _Lowering:
             raise UsageError(f"the weight {name!r} is {kind}; the GPU reads it as {' or '.join(kinds)}")
         return WeightArray(name, "values", _TYPES[kind]["values"])
 
-    def embed(self, node: Node) -> Choice:
+    def embed(self, node: Node) -> Choice[Launch]:
         images = node.inputs[1] if len(node.inputs) > 1 else None
         table = self._plain(node, 0, ("f16", "f32"))
         arguments: Arguments = {"tokens": node.inputs[0], "table": table, "images": images}
         return self._rowwise(node, "embed", arguments, {"C": node.output.cols})
 
-    def _norm(self, node: Node, centred: bool) -> Choice:
+    def _norm(self, node: Node, centred: bool) -> Choice[Launch]:
         width = node.output.cols
         arguments: Arguments = {
             "x": node.inputs[0],
@@ -196,13 +198,13 @@ class _Lowering:
         call = _call("norm", arguments, (_per_row(node.output),), sizes)
         return _always(node.output.rows, call)
 
-    def rms_norm(self, node: Node) -> Choice:
+    def rms_norm(self, node: Node) -> Choice[Launch]:
         return self._norm(node, centred=False)
 
-    def layer_norm(self, node: Node) -> Choice:
+    def layer_norm(self, node: Node) -> Choice[Launch]:
         return self._norm(node, centred=True)
 
-    def linear(self, node: Node) -> Choice:
+    def linear(self, node: Node) -> Choice[Launch]:
         name, out = node.weights[0].name, node.output
         form, k = self._forms(name), node.inputs[0].cols
         if form.kind not in ("f16", "int8", "int4"):
@@ -233,7 +235,7 @@ class _Lowering:
         many = _call("gemm", arguments, tiles, constants)
         return Choice(out.rows, ((FEW_ROWS, (few,)), (MORE_ROWS, (more,)), (_MANY, (many,))))
 
-    def rope_write(self, node: Node) -> Choice:
+    def rope_write(self, node: Node) -> Choice[Launch]:
         text, layer = self._heads(), int(node.attrs["layer"])
         qkv, positions, slots = node.inputs
         arguments: Arguments = {
@@ -254,7 +256,7 @@ class _Lowering:
         text = self._heads()
         return {"HEADS": text.heads, "GROUPS": text.kv_heads, "D": text.head_dim, "CONTEXT": self._limits.context}
 
-    def attention(self, node: Node) -> Choice:
+    def attention(self, node: Node) -> Choice[Launch]:
         text, layer, out = self._heads(), int(node.attrs["layer"]), node.output
         q, positions, slots = node.inputs
         read: Arguments = {
@@ -280,20 +282,20 @@ class _Lowering:
         flash = _call("attend", {**read, "out": out, "rows": out.rows}, grid, sizes)
         return Choice(out.rows, ((MORE_ROWS, (split, join)), (_MANY, (flash,))))
 
-    def silu_mul(self, node: Node) -> Choice:
+    def silu_mul(self, node: Node) -> Choice[Launch]:
         return self._rowwise(node, "silu_mul", {"gate_up": node.inputs[0]}, {"F": node.output.cols})
 
-    def gather_rows(self, node: Node) -> Choice:
+    def gather_rows(self, node: Node) -> Choice[Launch]:
         x, picked = node.inputs
         return self._rowwise(node, "gather_rows", {"x": x, "picked": picked}, {"C": node.output.cols})
 
-    def patches(self, node: Node) -> Choice:
+    def patches(self, node: Node) -> Choice[Launch]:
         a = node.attrs
         sizes: dict[str, Constant] = {"SIDE": a["side"], "SIZE": a["patch_size"]}
         colours: dict[str, Constant] = {"MEAN": tuple(a["mean"]), "DEVIATION": tuple(a["std"])}
         return self._rowwise(node, "patches", {"pixels": node.inputs[0]}, sizes | colours)
 
-    def vision_tokens(self, node: Node) -> Choice:
+    def vision_tokens(self, node: Node) -> Choice[Launch]:
         arguments: Arguments = {
             "x": node.inputs[0],
             "positions": self._plain(node, 0, ("f32",)),
@@ -302,7 +304,7 @@ class _Lowering:
         sizes = {"P": node.attrs["patches"], "R": node.attrs["prefix"], "C": node.output.cols}
         return self._rowwise(node, "vision_tokens", arguments, sizes)
 
-    def full_attention(self, node: Node) -> Choice:
+    def full_attention(self, node: Node) -> Choice[Launch]:
         out, tokens, heads = node.output, int(node.attrs["tokens"]), int(node.attrs["heads"])
         size = out.cols // heads
         grid = (Extent(out.rows.factor // tokens, out.rows.symbol), Extent(heads), Extent(tokens, tile="BLOCK_M"))
@@ -310,6 +312,6 @@ class _Lowering:
         sizes["BLOCK_D"] = power_of_two(size, 16)
         return _always(out.rows, _call("full_attention", {"qkv": node.inputs[0], "out": out}, grid, sizes))
 
-    def pixel_shuffle(self, node: Node) -> Choice:
+    def pixel_shuffle(self, node: Node) -> Choice[Launch]:
         x, grid, prefix = node.inputs[0], node.attrs["grid"], node.attrs["prefix"]
         return self._rowwise(node, "pixel_shuffle", {"x": x}, {"GRID": grid, "R": prefix, "C": x.cols})
