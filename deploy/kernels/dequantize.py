@@ -2,7 +2,7 @@
 
 A code becomes f16 without a conversion instruction (those run at a fraction of the rate) and without a shift: its
 bits go into the mantissa of 1024, whose unit is 1, and 1024 goes away with the zero point, exactly. The high nibble
-stays where it is and counts 16 times; who sums it divides the sum.
+stays where it is, counts 16 times, and is divided as 1024 goes away, in the same instruction.
 """
 
 import triton
@@ -27,9 +27,9 @@ def low_nibble(codes, zero):
 
 @triton.jit
 def high_nibble(codes, zero):
-    """uint8 codes -> 16 · (high nibble - zero), f16, exact."""
+    """uint8 codes -> high nibble - zero, f16, exact: a sixteenth of 1024 + 16 c is 64 + c."""
     raised = ((codes & 0xF0).to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
-    return raised - (zero * 16.0 + 1024.0)
+    return raised * 0.0625 - (zero + 64.0)
 
 
 @triton.jit

@@ -50,7 +50,7 @@ def gemm(
             codes = tl.load(values + tile, mask=whole[:, None], other=0)
             high = tl.load(place + HALF, mask=mine, other=0.0).to(tl.float16)
             total = tl.dot(low_nibble(codes, zero) * scale, tl.trans(low), total)
-            total = tl.dot(high_nibble(codes, zero) * (scale * 0.0625), tl.trans(high), total)
+            total = tl.dot(high_nibble(codes, zero) * scale, tl.trans(high), total)
         elif KIND == "int8":
             codes = tl.load(values + tile, mask=whole[:, None], other=0)
             total = tl.dot(whole_code(codes), tl.trans(low), total)

@@ -49,8 +49,8 @@ def gemv(
             codes = tl.load(values + grid * HALF + j[None, None, :], mask=inside, other=0)
             scale, zero = scale_and_zero(tl.load(scales + grid, mask=inside, other=0))
             high = tl.trans(tl.load(place + HALF, mask=seen, other=0.0).to(tl.float16), (0, 2, 1))
-            total += scale.to(tl.float32) * tl.dot(low_nibble(codes, zero), low)
-            total += scale.to(tl.float32) * 0.0625 * tl.dot(high_nibble(codes, zero), high)
+            product = tl.dot(low_nibble(codes, zero), low)
+            total += scale.to(tl.float32) * tl.dot(high_nibble(codes, zero), high, product)
         elif KIND == "int8":
             codes = tl.load(values + grid * HALF + j[None, None, :], mask=inside, other=0)
             total = tl.dot(whole_code(codes), low, total)
