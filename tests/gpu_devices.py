@@ -14,6 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before th
 import torch
 
 from deploy.kernels.compiler import FUNCTIONS
+from deploy.kernels.tuning import tuning
 from edgevl.backends.cuda_kernels import Kernel, KernelRecord
 from edgevl.backends.cuda_program import Cubins
 
@@ -27,12 +28,14 @@ TILES = {
 _TORCH = {"f32": torch.float32, "f16": torch.float16, "i32": torch.int32, "u8": torch.uint8, "i8": torch.int8}
 
 
-def uncompiled(kernels: Mapping[str, Kernel]) -> Cubins:
-    """Records as the builder leaves them, with no code behind them."""
-    records = {
-        key: KernelRecord(f"kernels/{key}.cubin", key, 4, 0, kernel.types, dict(TILES))
-        for key, kernel in kernels.items()
-    }
+def uncompiled(kernels: Mapping[str, Kernel], architecture: str = "") -> Cubins:
+    """Records as the builder leaves them, with no code behind them; small tiles unless an SM is named."""
+    records = {}
+    for key, kernel in kernels.items():
+        tiles = dict(tuning(kernel.name, kernel.variant, architecture).tiles) if architecture else TILES
+        fixed = dict(kernel.constants)
+        tiles = {name: size for name, size in tiles.items() if name not in fixed}
+        records[key] = KernelRecord(f"kernels/{key}.cubin", key, 4, 0, kernel.types, tiles)
     return Cubins(records, lambda file: b"")
 
 
@@ -71,8 +74,7 @@ class InterpreterDevice:
     def launch(self, kernel: Kernel, record: KernelRecord, grid: tuple[int, int, int], values: tuple[int, ...]) -> None:
         function = FUNCTIONS[kernel.name]
         constants = dict(kernel.constants)
-        free = set(function.arg_names) - set(constants)
-        constants |= {name: size for name, size in TILES.items() if name in free}
+        constants |= {name: size for name, size in record.tiles.items() if name in function.arg_names}
         order = iter(values)
         arguments: dict[str, Any] = {}
         for name, kind in kernel.arguments:

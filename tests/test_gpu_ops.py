@@ -22,17 +22,15 @@ from gpu_devices import InterpreterDevice, uncompiled
 from op_cases import BY_OP, Case, check, float_twin, readable_on_gpu
 
 
-def on_device(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+def on_device(case: Case, architecture: str = "") -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     graph, limits = case.record()
     stored: dict[str, StoredWeight] = {name: pack(w, b, "tiles") for name, (w, b) in case.weights.items()}
     forms = {name: Form(s.kind, s.group_size) for name, s in stored.items()}
     kernels = lower([graph], case.config, limits, forms.__getitem__).kernels(max_counts(limits))
     cache = None if case.cache is None else (case.cache[0].copy(), case.cache[1].copy())
     values: dict[str, Any] = {name: array for name, (array, _) in case.inputs.items()}
-    device = InterpreterDevice(kernels)
-    found = run_graph(
-        graph, case.counts, values, stored.__getitem__, case.config, limits, cache, device, uncompiled(kernels)
-    )
+    device, cubins = InterpreterDevice(kernels), uncompiled(kernels, architecture)
+    found = run_graph(graph, case.counts, values, stored.__getitem__, case.config, limits, cache, device, cubins)
     return found, cache
 
 
@@ -57,12 +55,21 @@ def test_what_is_stored_as_f32_is_as_close_as_on_the_cpu(op: str) -> None:
 
 def test_up_to_sixteen_tokens_meet_codes_exactly() -> None:
     """int8 and int4 are summed in f32 and round nothing on the way; activations are f16, as in a model."""
-    for case in BY_OP["linear"]:
+    for case in BY_OP["linear"][::2]:
         if case.counts["tokens"] <= MORE_ROWS and readable_on_gpu(case):
             x, rows = case.inputs["x"]
             narrow = copy(case)
             narrow.inputs = {**case.inputs, "x": (x.astype(np.float16).astype(np.float32), rows)}
             check(narrow, on_device(narrow)[0], float_twin(narrow)[0], "gpu")
+
+
+@pytest.mark.parametrize("architecture", ["sm_87", "sm_90"])
+@pytest.mark.parametrize("op", CONTRACTS)
+def test_the_blocks_that_are_shipped_match_too(op: str, architecture: str) -> None:
+    """The tiles of the tuning table, which are larger than most of these shapes."""
+    cases = [case for case in BY_OP[op] if readable_on_gpu(case)]
+    for case in cases[:: max(1, len(cases) // 9)]:
+        check(case, on_device(case, architecture)[0], float_twin(case)[0], f"gpu {architecture}", half=True)
 
 
 def test_weights_that_no_kernel_reads_are_refused() -> None:
