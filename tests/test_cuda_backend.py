@@ -116,6 +116,20 @@ def test_slots_are_apart_and_a_batch_is_what_each_is_alone(models: dict[str, tup
     close(gpu.decode(*mixed), twin.decode(*mixed))
 
 
+def test_few_tokens_in_a_step_are_bit_by_bit_those_of_steps_of_one(
+    models: dict[str, tuple[ModelConfig, Weights]],
+) -> None:
+    config, weights = models["text"]
+    gpu = interpreted(config, weights)
+    count = min(gpu.alike_rows, LIMITS.logit_rows)
+    ids = i32(*range(40, 40 + count))
+    feed(gpu, list(range(20)), 0, None, 1)
+    together = gpu.decode(ids, i32(*range(20, 20 + count)), i32(*[0] * count), None, i32(*range(count))).copy()
+    for place in range(count):
+        alone = gpu.decode(ids[place : place + 1], i32(20 + place), i32(0), None, i32(0))
+        assert np.array_equal(alone[0], together[place])
+
+
 def test_a_tied_head_is_uploaded_once(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
     config, weights = models["text"]
     program = interpreted(config, weights)._program

@@ -1,7 +1,7 @@
 """The GPU backend: compiled kernels from the bundle, replayed over buffers that are allocated once; no torch.
 
-A step copies its inputs in, launches, and copies its result out; a decode step of one token, or of one of each slot, is
-a captured graph, which reads positions and slots from device memory. `cuda_program` holds what is launched.
+A step copies its inputs in, launches, and copies its result out; a decode step of few tokens, or of one of each slot,
+is a captured graph, which reads positions and slots from device memory. `cuda_program` holds what is launched.
 `edgevl.engine` makes a `CudaRunner`; the tests give it a device.
 """
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgevl.backends.cuda_device import Device
 from edgevl.backends.cuda_kernels import Region
+from edgevl.backends.cuda_lowering import FEW_ROWS
 from edgevl.backends.cuda_program import Cubins, Program, Weights
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import CapacityError, UsageError
@@ -29,6 +30,9 @@ _LISTS = ("decoder", "argmax")  # lists of launches that a decode step replays
 class CudaRunner:
     """A `Runner` on an NVIDIA GPU. Not to be called from two threads at once."""
 
+    # a step of as many tokens launches the kernels of a step of one, in which tokens do not meet: the same bits
+    alike_rows = FEW_ROWS
+
     def __init__(self, config: ModelConfig, limits: Limits, weights: Weights, device: Device, cubins: Cubins) -> None:
         """Upload, load, allocate and capture everything; nothing is allocated afterwards.
 
@@ -40,8 +44,9 @@ class CudaRunner:
             graphs.append(record_vision(config))
         self._program = Program(graphs, limits, weights, config.text, device, cubins, config.tokens.size)
         self.backend = f"cuda ({device.name})"
-        # one token, or one of each slot: (list of choices, tokens) -> what replays it
-        sizes = {1, limits.slots} if limits.slots <= min(limits.chunk, limits.logit_rows) else {1}
+        # steps of few tokens that all get logits, or of one token of each slot: (list, tokens) -> what replays it
+        most = min(limits.chunk, limits.logit_rows)
+        sizes = {*range(1, min(self.alike_rows, most) + 1), min(limits.slots, most)}
         self._captured = {(name, size): self._capture(name, size) for name in _LISTS for size in sorted(sizes)}
 
     @property
@@ -51,12 +56,9 @@ class CudaRunner:
 
     def _capture(self, name: str, size: int) -> Any:
         counts = {"tokens": size, "logits": size}
-
-        def work() -> None:
+        if size in (1, self.limits.slots):  # a driver may load kernels when they first run, but not while it captures
             self._program.launch(name, counts)
-
-        work()  # a driver may load kernels when they first run, which it cannot while it captures
-        return self._device.capture(work)
+        return self._device.capture(lambda: self._program.launch(name, counts))
 
     def _run(self, name: str, counts: Mapping[str, int]) -> None:
         captured = self._captured.get((name, counts["tokens"])) if counts["tokens"] == counts["logits"] else None
