@@ -44,10 +44,10 @@ def eight_b() -> ModelConfig:
 
 def tiny() -> ModelConfig:
     """The same make, for comparing answers."""
-    text = TextConfig(256, 512, 2, 4, 2, 64, 320, 1e-5, 1e4, None, 1024, False, False)
-    vision = VisionConfig(128, 256, 2, 2, 16, 64, 8, 8, _HALF, _HALF)
+    text = TextConfig(128, 256, 2, 2, 1, 64, 320, 1e-5, 1e4, None, 1024, False, False)
+    vision = VisionConfig(64, 128, 2, 2, 8, 32, 8, 8, _HALF, _HALF)
     return ModelConfig(
-        "Llama_Nemotron_Nano_VL", text, TokenConfig(302, (289,), 293), vision, ProjectorConfig(128), TilingConfig(4)
+        "Llama_Nemotron_Nano_VL", text, TokenConfig(302, (289,), 293), vision, ProjectorConfig(64), TilingConfig(4)
     )
 
 
