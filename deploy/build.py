@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.cubins import compile_kernels
 from deploy.even_keys import even_keys
 from edgevl import __version__
+from edgevl.backends.cuda_kernels import KernelRecord
+from edgevl.backends.cuda_lowering import Form, lower
 from edgevl.bundle import (
     PAD,
     TEMPLATE,
@@ -37,17 +40,18 @@ from edgevl.config import ModelConfig
 from edgevl.errors import UsageError
 from edgevl.files import atomic_file, sha256_file, staging_directory
 from edgevl.layouts import int4_shapes, int8_shapes, pack
+from edgevl.memory import max_counts
 from edgevl.models.names import Part, all_parts
+from edgevl.recorder import record_decoder, record_vision
 from edgevl.runner import Limits
 from edgevl.safetensors_file import TensorSpec, write_safetensors
+from edgevl.targets import target_info
 from edgevl.weights import FloatWeight, Weight, dequantize, quantize_int4, quantize_int8
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 _GOLDEN_TEXT = "The capital of France is a city on the river Seine, and"
 _ALIGN = 64  # bytes; every tensor of a bundle begins at a multiple
-_CHUNK = 256  # tokens of one prefill step
-_TARGETS = {"host": Target("host", "cpu", "panels")}
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,17 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         allowed = {
-            "target": tuple(_TARGETS),
             "body": ("f16", "f32"),
             "head": ("f16", "f32", "int8", "int4"),
             "vision": ("f16", "f32", "int8"),
             "kv": ("f16", "int8", "f32"),
         }
+        gpu = target_info(self.target).backend == "cuda"
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise UsageError(f"--{name} {getattr(self, name)} cannot be built; choose {' or '.join(values)}")
+            chosen = tuple(v for v in values if not (gpu and (v == "f32" or (name, v) == ("kv", "int8"))))
+            if getattr(self, name) not in chosen:
+                where = f" for {self.target}" if gpu else ""
+                raise UsageError(f"--{name} {getattr(self, name)} cannot be built{where}; choose {' or '.join(chosen)}")
 
 
 def build(model: str, out: Path, settings: BuildSettings, progress: Progress = lambda *_: None) -> str:
@@ -85,6 +91,7 @@ def build(model: str, out: Path, settings: BuildSettings, progress: Progress = l
     limits = _limits(config, settings)
     parts = all_parts(config)
     _check_shapes(parts, settings)
+    kernels = _kernels(checkpoint, parts, limits, settings, progress)
     with staging_directory(out, force=settings.force) as stage:
         records = _write_weights(checkpoint, parts, settings, stage / WEIGHTS, progress)
         for name, content in (
@@ -93,16 +100,20 @@ def build(model: str, out: Path, settings: BuildSettings, progress: Progress = l
         ):
             with atomic_file(stage / name) as stream:
                 stream.write(content)
+        for record, cubin in kernels.values():
+            (stage / record.file).parent.mkdir(exist_ok=True)
+            with atomic_file(stage / record.file) as stream:
+                stream.write(cubin)
         progress("digests", 0, 1)
-        files = {
-            n: FileRecord((stage / n).stat().st_size, sha256_file(stage / n)) for n in (WEIGHTS, TOKENIZER, TEMPLATE)
-        }
+        names = (WEIGHTS, TOKENIZER, TEMPLATE, *(record.file for record, _ in kernels.values()))
+        files = {n: FileRecord((stage / n).stat().st_size, sha256_file(stage / n)) for n in names}
         progress("digests", 1, 1)
 
         def manifest(golden: Golden | None) -> Manifest:
             source = Source(Path(checkpoint.path).name, checkpoint.digest, _describe(checkpoint))
-            target = _TARGETS[settings.target]
-            return Manifest(1, __version__, source, target, config, limits, records, files, golden)
+            records_of = {key: record for key, (record, _) in kernels.items()}
+            target = _target(settings.target)
+            return Manifest(1, __version__, source, target, config, limits, records, files, golden, records_of)
 
         write_manifest(stage, manifest(None))
         progress("golden prompt", 0, 1)
@@ -111,15 +122,38 @@ def build(model: str, out: Path, settings: BuildSettings, progress: Progress = l
     return digest
 
 
+def _target(name: str) -> Target:
+    info = target_info(name)
+    return Target(name, info.backend, info.layout, info.architecture if info.backend == "cuda" else "")
+
+
+def _kernels(
+    checkpoint: Checkpoint, parts: list[Part], limits: Limits, settings: BuildSettings, progress: Progress
+) -> dict[str, tuple[KernelRecord, bytes]]:
+    """Compiled GPU kernels of this model, by key; none for a CPU."""
+    info, config = target_info(settings.target), checkpoint.config
+    if info.backend != "cuda":
+        return {}
+    forms = {part.name: _form(checkpoint, part, settings) for part in parts}
+    graphs = [record_decoder(config)] + ([record_vision(config)] if config.vision is not None else [])
+    lowered = lower(graphs, config.text, limits, forms.__getitem__, config.tokens.size)
+    return compile_kernels(lowered.kernels(max_counts(limits)), info.architecture, progress)
+
+
+def _form(checkpoint: Checkpoint, part: Part, settings: BuildSettings) -> Form:
+    kind, arrays = _plan_part(checkpoint, part, settings)
+    return Form(kind, part.shape[1] // arrays["scales"][1][1] if kind == "int4" else 0)
+
+
 def _golden(stage: Path) -> Golden:
-    """Open the bundle as a device would and record what it says."""
+    """Open the bundle and record what it says; the processor computes, also for a GPU that need not be here."""
     from edgevl.engine import make_runner
     from edgevl.golden import make_golden
     from edgevl.tokenizer import Tokenizer
 
     bundle = Bundle.open(stage)
     text = Tokenizer(bundle.tokenizer_json()).encode(_GOLDEN_TEXT, specials=False)
-    return make_golden(make_runner(bundle, None, "auto"), bundle.manifest.model, text)
+    return make_golden(make_runner(bundle, None, "cpu"), bundle.manifest.model, text)
 
 
 def _limits(config: ModelConfig, settings: BuildSettings) -> Limits:
@@ -129,7 +163,9 @@ def _limits(config: ModelConfig, settings: BuildSettings) -> Limits:
         raise UsageError(f"--context {context} is over the {trained} tokens that this model handles")
     if context < 64:
         raise UsageError(f"--context {context} is too small to answer anything; use at least 64")
-    return Limits(context=context, chunk=min(_CHUNK, context), kv=settings.kv)
+    info = target_info(settings.target)
+    tiles = 1 if config.tiling is None else min(info.tiles, config.tiling.max_tiles + 1)
+    return Limits(context=context, chunk=min(info.chunk, context), tiles=tiles, kv=settings.kv)
 
 
 def _describe(checkpoint: Checkpoint) -> str:
@@ -213,7 +249,7 @@ def _write_weights(
                 norm, _ = part_weight(checkpoint, norms[part.name.removesuffix("qkv") + "attn_norm"])
                 weight, bias = even_keys(weight, bias, dequantize(norm), checkpoint.config.text)
             kind = records[part.name].kind
-            stored = pack(_convert(part, weight, kind), bias)
+            stored = pack(_convert(part, weight, kind), bias, target_info(settings.target).layout)
             assert stored.kind == kind, f"{part.name} was planned as {kind} and came out as {stored.kind}"
             arrays = {f"{part.name}.{key}": array for key, array in stored.arrays.items()}
             if stored.bias is not None:
@@ -249,7 +285,7 @@ def _plan_part(
     kind = "int4" if quantized else _kind(part, settings)
     if kind in ("f16", "f32"):
         return kind, {"values": (kind.upper(), part.shape)}
-    n, k = part.shape
+    (n, k), layout = part.shape, target_info(settings.target).layout
     if kind == "int8":
-        return kind, dict(int8_shapes(n, k))
-    return kind, dict(int4_shapes(n, k, group or _head_group(k)))
+        return kind, dict(int8_shapes(n, k, layout))
+    return kind, dict(int4_shapes(n, k, group or _head_group(k), layout))

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from edgevl.backends.cuda_kernels import KernelRecord
 from edgevl.cache import cache_directory
 from edgevl.config import ModelConfig, from_json
 from edgevl.errors import BundleError, UsageError
 from edgevl.files import atomic_file, sha256_file
-from edgevl.layouts import FIELDS, StoredWeight, int4_shapes, int8_shapes
+from edgevl.layouts import StoredWeight, fields, int4_shapes, int8_shapes
 from edgevl.models.names import Part, all_parts
 from edgevl.runner import Limits
 from edgevl.safetensors_file import SafetensorsFile
@@ -28,6 +29,7 @@ MANIFEST, SEAL, WEIGHTS = "manifest.json", "manifest.sha256", "weights.safetenso
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 PAD = "_pad."  # prefix of tensors that only keep the next one aligned
 REQUIRED = (WEIGHTS, TOKENIZER, TEMPLATE)
+_SHARED_LIMIT = 227 << 10  # bytes of shared memory that a program can have on the largest GPU
 _MANIFEST_LIMIT = 64 << 20  # bytes; a real one is well below 1 MiB
 
 # numpy dtypes of each array of a stored weight, by kind
@@ -44,8 +46,9 @@ class Target:
     """What the bundle runs on."""
 
     name: str  # as `edgevl targets` lists it
-    backend: str  # "cpu"
+    backend: str  # "cpu" | "cuda"
     layout: str  # of the weights, see edgevl.layouts
+    architecture: str = ""  # of a GPU, such as "sm_87"; empty for CPUs
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Manifest:
     weights: dict[str, WeightRecord]
     files: dict[str, FileRecord]
     golden: Golden | None = None
+    kernels: dict[str, KernelRecord] = field(default_factory=dict)  # by key; empty for CPUs
 
     @staticmethod
     def parse(data: bytes) -> Manifest:
@@ -158,6 +162,7 @@ class Bundle:
         bundle._parts = {part.name: part for part in all_parts(manifest.model)}
         bundle._file = SafetensorsFile(root / WEIGHTS, error=BundleError)
         bundle._check_weights()
+        bundle._check_kernels()
         return bundle
 
     # -- what the engine reads ----------------------------------------------------------------------------------
@@ -168,6 +173,10 @@ class Bundle:
         arrays = {key: self._file.array(tensor) for key, tensor in record.arrays.items()}
         bias = self._file.array(record.bias) if record.bias is not None else None
         return StoredWeight(record.kind, tuple(record.shape), arrays, bias)
+
+    def kernel_file(self, name: str) -> bytes:
+        """A file of compiled kernels."""
+        return (self.path / name).read_bytes()
 
     def tokenizer_json(self) -> bytes:
         """tokenizer.json."""
@@ -234,7 +243,7 @@ class Bundle:
             raise BundleError(f"the bundle's weights are not those of its model: {odd} is there without the other")
         for name, part in self._parts.items():
             record = records[name]
-            if record.kind not in FIELDS or set(record.arrays) != set(FIELDS[record.kind]):
+            if not record.arrays or set(record.arrays) != set(fields(record.kind, self.manifest.target.layout)):
                 raise BundleError(f"{name} in {where} has the unknown kind {record.kind!r}; build the bundle again")
             if tuple(record.shape) != part.shape:
                 raise BundleError(f"{name} has the shape {record.shape}, its model needs {part.shape}")
@@ -247,18 +256,26 @@ class Bundle:
             if record.bias is not None:
                 self._check_array(name, record.bias, "float32", (part.shape[0],))
 
+    def _check_kernels(self) -> None:
+        for key, record in self.manifest.kernels.items():
+            sizes = (record.warps, *record.tiles.values())
+            if record.file not in self.manifest.files:
+                raise BundleError(f"{self.path / MANIFEST} does not list {record.file} of the kernel {key}")
+            if record.warps > 32 or min(sizes) < 1 or not 0 <= record.shared <= _SHARED_LIMIT:
+                raise BundleError(f"the kernel {key} has sizes that no GPU can launch; build the bundle again")
+
     def _array_shape(self, name: str, record: WeightRecord, key: str) -> tuple[int, ...]:
         """The shape an array must have by its kind; for int4, from the group size that its scales imply."""
         if record.kind in ("f32", "f16"):
             return tuple(record.shape)
         n, k = record.shape
         if record.kind == "int8":
-            return int8_shapes(n, k)[key][1]
+            return int8_shapes(n, k, self.manifest.target.layout)[key][1]
         groups = self._file.specs[record.arrays["scales"]].shape if record.arrays["scales"] in self._file.specs else ()
-        count = groups[1] if len(groups) == 3 else 0
+        count = groups[1] if len(groups) in (3, 4) else 0
         if count < 1 or k % count or k // count not in (32, 64, 128):
             raise BundleError(f"{name} has {count} groups for {k} in-features; a group must be 128, 64 or 32 of them")
-        return int4_shapes(n, k, k // count)[key][1]
+        return int4_shapes(n, k, k // count, self.manifest.target.layout)[key][1]
 
     def _check_array(self, name: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> None:
         if tensor not in self._file.specs:

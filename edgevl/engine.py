@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgevl.embeddings import Embeddings
 from edgevl.errors import BundleError, UsageError
 from edgevl.generation import Generation, Key
 from edgevl.golden import check_golden
+from edgevl.layouts import relaid
 from edgevl.lookup import Lookup
 from edgevl.prefill import feed
 from edgevl.prompt import Message, Prompt, PromptBuilder
@@ -81,7 +83,8 @@ class Engine:
     def open(cls, path: str | Path, threads: int | None = None, backend: str = "auto") -> Engine:
         """Open a bundle on this machine; at the first load the golden prompt is checked.
 
-        `backend` is "auto", "cpu" or "reference". Raises `BundleError` for a bundle that is damaged or not for here.
+        `backend` is "auto", "cpu", "cuda" or "reference". Raises `BundleError` for a bundle that is damaged or not for
+        this machine.
         """
         start = time.perf_counter()
         bundle = Bundle.open(path)
@@ -191,10 +194,13 @@ def _lay_out(prompt: Prompt, reused: int) -> tuple[list[int], list[int]]:
 
 
 def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
-    """The backend that runs this bundle here; `BundleError` when there is none."""
+    """The backend that runs this bundle here; `BundleError` when there is none.
+
+    A GPU's bundle also runs on the reference and, its weights laid out again in memory, on the CPU.
+    """
     manifest = bundle.manifest
     target = manifest.target
-    if target.backend != "cpu" or target.layout != "panels":
+    if (target.backend, target.layout) not in (("cpu", "panels"), ("cuda", "tiles")):
         raise BundleError(
             f"the bundle was built for {target.name} ({target.backend}, layout {target.layout}), which this version "
             "cannot run here; build it with --target host"
@@ -203,11 +209,22 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
         from edgevl.backends.reference import ReferenceRunner
 
         return ReferenceRunner(manifest.model, manifest.limits, bundle.weight)
-    if backend not in ("auto", "cpu"):
-        raise UsageError(f"the backend {backend!r} does not exist; choose auto, cpu or reference")
+    if backend not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"the backend {backend!r} does not exist; choose auto, cpu, cuda or reference")
+    if target.backend == "cuda" and backend != "cpu":
+        from edgevl.backends.cuda import CudaRunner
+        from edgevl.backends.cuda_device import CudaDevice
+        from edgevl.backends.cuda_program import Cubins
+
+        cubins = Cubins(manifest.kernels, bundle.kernel_file)
+        device = CudaDevice(f"the bundle was built for {target.name} ({target.architecture})", target.architecture)
+        return CudaRunner(manifest.model, manifest.limits, bundle.weight, device, cubins)
+    if backend == "cuda":
+        raise BundleError(f"the bundle was built for {target.name} and has no GPU kernels; see `edgevl targets`")
     from edgevl.backends.cpu import CpuRunner
 
-    return CpuRunner(manifest.model, manifest.limits, bundle.weight, threads)
+    weights = bundle.weight if target.backend == "cpu" else cache(lambda name: relaid(bundle.weight(name), "panels"))
+    return CpuRunner(manifest.model, manifest.limits, weights, threads)
 
 
 def _common(held: list[Key], wanted: list[Key]) -> int:

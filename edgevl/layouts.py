@@ -1,14 +1,18 @@
 """Kernel layouts: how a bundle stores a weight for the backend that will read it, to the bit.
 
-The one layout so far is "panels", read by the CPU kernels (see FORMAT.md for the same in words):
+Two layouts (FORMAT.md has the same in words): "panels" is read by the CPU kernels, "tiles" by the GPU kernels.
 
-    f32, f16   values   (N, K)
+    f32, f16   values   (N, K), in both
     int8, int4 in panels of R = 16 out-features, the last one filled up with zeros:
-    int8       codes    (N/R, K'/4, R, 4) int8, in-features 4i+j, filled up with zeros to K', whole groups of 64;
-               scales   (N/R, R) f32
-    int4       codes    (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one;
-               scales   (N/R, K/Q, R) f16; zeros (N/R, K/Q, R) uint8
+      int8     scales   (N/R, R) f32, in both; in-features are filled up with zeros to K', whole groups of 64
+               codes    panels: (N/R, K'/4, R, 4) int8, in-feature 4i+j at [.., i, :, j]
+                        tiles:  (N/R, K'/64, R, 64) int8, in-feature 64i+j at [.., i, :, j]
+      int4     codes    panels: (N/R, K/8, R, 4) uint8, in-feature 8i+j in the low nibble and 8i+4+j in the high one
+                        tiles:  (N/R, K/Q, R, Q/2) uint8, in-feature Qi+j in the low nibble and Qi+Q/2+j in the high one
+               scales   panels: (N/R, K/Q, R) f16, and zeros (N/R, K/Q, R) uint8
+                        tiles:  (N/R, K/Q, R, 2) f16, the scale and then the zero: 4 bytes, the least a GPU copies ahead
 
+A tile (R out-features by one group) is contiguous, so a warp that reads 16 bytes a thread reads whole cache lines.
 Pure numpy; `deploy` packs, the tests unpack, the runtime maps the arrays as they are.
 """
 
@@ -26,7 +30,13 @@ from edgevl.weights import INT8_GROUP, FloatWeight, Int4Weight, Int8Weight, Weig
 Array = NDArray[Any]
 
 PANEL = 16  # out-features that lie together in an int8 or int4 weight
+LAYOUTS = ("panels", "tiles")
 FIELDS = {"f32": ("values",), "f16": ("values",), "int8": ("codes", "scales"), "int4": ("codes", "scales", "zeros")}
+
+
+def fields(kind: str, layout: str) -> tuple[str, ...]:
+    """The arrays of a kind; nothing for a kind that does not exist."""
+    return ("codes", "scales") if (kind, layout) == ("int4", "tiles") else FIELDS.get(kind, ())
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ class StoredWeight:
         return sum(int(a.nbytes) for a in self.arrays.values()) + (self.bias.nbytes if self.bias is not None else 0)
 
 
-def pack(weight: Weight, bias: NDArray[np.float32] | None = None) -> StoredWeight:
-    """Lay a logical weight out in rows."""
+def pack(weight: Weight, bias: NDArray[np.float32] | None = None, layout: str = "panels") -> StoredWeight:
+    """Lay a logical weight out in rows, for `layout`, one of LAYOUTS."""
     if isinstance(weight, FloatWeight):
         half = weight.values.dtype == np.float16
         values = np.ascontiguousarray(weight.values, dtype=np.float16 if half else np.float32)
@@ -60,42 +70,59 @@ def pack(weight: Weight, bias: NDArray[np.float32] | None = None) -> StoredWeigh
     n, k = weight.shape
     padded = -n % PANEL
     if isinstance(weight, Int8Weight):
+        wide = INT8_GROUP if layout == "tiles" else 4
         full = np.pad(weight.codes, ((0, padded), (0, -k % INT8_GROUP)))
-        panels = np.ascontiguousarray(full.reshape(-1, PANEL, full.shape[1] // 4, 4).transpose(0, 2, 1, 3))
+        panels = np.ascontiguousarray(full.reshape(-1, PANEL, full.shape[1] // wide, wide).transpose(0, 2, 1, 3))
         scales = np.pad(weight.scales, (0, padded)).reshape(-1, PANEL)
         return StoredWeight("int8", weight.shape, {"codes": panels, "scales": scales}, bias)
-    codes = np.pad(weight.codes, ((0, padded), (0, 0))).reshape(-1, PANEL, k // 8, 2, 4).transpose(0, 2, 1, 3, 4)
+    half_span = weight.group_size // 2 if layout == "tiles" else 4  # in-features between the nibbles of a byte
+    codes = np.pad(weight.codes, ((0, padded), (0, 0))).reshape(-1, PANEL, k // (2 * half_span), 2, half_span)
+    codes = codes.transpose(0, 2, 1, 3, 4)
     arrays: dict[str, Array] = {"codes": np.ascontiguousarray(codes[:, :, :, 0] | (codes[:, :, :, 1] << 4))}
     grids: tuple[tuple[str, Array], ...] = (("scales", weight.scales), ("zeros", weight.zeros))
     for name, values in grids:
         grid = np.pad(values, ((0, padded), (0, 0))).reshape(-1, PANEL, values.shape[1])
         arrays[name] = np.ascontiguousarray(grid.transpose(0, 2, 1))
+    if layout == "tiles":
+        arrays["scales"] = np.stack([arrays["scales"], arrays.pop("zeros").astype(np.float16)], axis=-1)
     return StoredWeight("int4", weight.shape, arrays, bias)
 
 
 def unpack(stored: StoredWeight) -> Weight:
-    """The logical weight back, exactly."""
+    """The logical weight back, exactly; the arrays' shapes tell the layout."""
     if stored.kind in ("f32", "f16"):
         return FloatWeight(stored.arrays["values"])
     if stored.kind == "int8":
         (n, k), panels = stored.shape, stored.arrays["codes"]
-        full = panels.transpose(0, 2, 1, 3).reshape(-1, panels.shape[1] * 4)
+        full = panels.transpose(0, 2, 1, 3).reshape(-1, panels.shape[1] * panels.shape[3])
         return Int8Weight(np.ascontiguousarray(full[:n, :k]), stored.arrays["scales"].reshape(-1)[:n].copy())
     (n, k), packed = stored.shape, stored.arrays["codes"]
-    pairs = np.stack([packed & 15, packed >> 4], axis=3)  # (N/R, K/8, R, 2, 4)
+    pairs = np.stack([packed & 15, packed >> 4], axis=3)  # (N/R, i, R, 2, j)
     codes = pairs.transpose(0, 2, 1, 3, 4).reshape(-1, k)[:n]
-    rows = {f: stored.arrays[f].transpose(0, 2, 1).reshape(-1, k // stored.group_size)[:n] for f in ("scales", "zeros")}
+    grids: dict[str, Array] = dict(stored.arrays)
+    if "zeros" not in grids:
+        grids |= {"scales": grids["scales"][..., 0], "zeros": grids["scales"][..., 1].astype(np.uint8)}
+    rows = {f: grids[f].transpose(0, 2, 1).reshape(-1, k // stored.group_size)[:n] for f in ("scales", "zeros")}
     return Int4Weight(*map(np.ascontiguousarray, (codes, rows["scales"], rows["zeros"])))
 
 
-def int8_shapes(n: int, k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+def int8_shapes(n: int, k: int, layout: str = "panels") -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of each array of an int8 weight (N, K)."""
     panels, deep = -(-n // PANEL), -(-k // INT8_GROUP) * INT8_GROUP
-    return {"codes": ("I8", (panels, deep // 4, PANEL, 4)), "scales": ("F32", (panels, PANEL))}
+    wide = INT8_GROUP if layout == "tiles" else 4
+    return {"codes": ("I8", (panels, deep // wide, PANEL, wide)), "scales": ("F32", (panels, PANEL))}
 
 
-def int4_shapes(n: int, k: int, group_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+def int4_shapes(n: int, k: int, group_size: int, layout: str = "panels") -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of each array of an int4 weight (N, K)."""
-    panels = -(-n // PANEL)
+    panels, wide = -(-n // PANEL), group_size // 2 if layout == "tiles" else 4
     grid = (panels, k // group_size, PANEL)
-    return {"codes": ("U8", (panels, k // 8, PANEL, 4)), "scales": ("F16", grid), "zeros": ("U8", grid)}
+    codes = ("U8", (panels, k // (2 * wide), PANEL, wide))
+    if layout == "tiles":
+        return {"codes": codes, "scales": ("F16", (*grid, 2))}
+    return {"codes": codes, "scales": ("F16", grid), "zeros": ("U8", grid)}
+
+
+def relaid(stored: StoredWeight, layout: str) -> StoredWeight:
+    """The same weight in another layout, copied; one that lies the same in both is returned as it is."""
+    return stored if stored.kind in ("f32", "f16") else pack(unpack(stored), stored.bias, layout)

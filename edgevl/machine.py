@@ -1,4 +1,4 @@
-"""What this process takes of its machine. Called by the verbs that report memory."""
+"""What this process takes of its machine, and what is left. Called by the verbs that report memory and by backends."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping (MemAvailable); 0 where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -16,7 +16,7 @@ from edgevl.recorder import Buffer, Graph, Node
 from edgevl.runner import Limits
 
 ALIGN = 64  # bytes, a cache line and an AVX-512 register
-ITEM_BYTES = {"f32": 4, "i32": 4, "u8": 1}
+ITEM_BYTES = {"f32": 4, "f16": 2, "i32": 4, "u8": 1}
 
 # Sizes that the native kernels are compiled with (native/types.h); the native plan checks the result against its own.
 GEMV_ROWS = 7  # most rows of a linear that go the matrix-vector way
@@ -153,21 +153,18 @@ def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_siz
     return 0
 
 
-def plan_memory(
-    graphs: Sequence[Graph],
-    limits: Limits,
-    text: TextConfig | None,
-    threads: int,
-    group_size: GroupSize = lambda name: 0,
-) -> MemoryPlan:
-    """Lay out the arena of `graphs` for `limits` and a pool of `threads`.
+@dataclass(frozen=True)
+class Placement:
+    """Where the buffers of graphs lie, bytes from the start; graphs never run at the same time."""
 
-    `text` sizes the KV cache (layers, G, D); None means there is none. `group_size(name)`: activations that an int8
-    or int4 weight takes by one scale, 0 for other kinds.
-    """
-    if threads < 1:
-        raise UsageError(f"a plan for {threads} threads cannot run; it needs at least 1")
-    counts = max_counts(limits)
+    offsets: dict[str, tuple[int, ...]]  # graph name -> offset of each of its buffers, by Buffer.index
+    io: dict[str, int]  # graph name -> inputs and output, which no other graph touches
+    temporaries: int  # shared by all graphs
+    total: int
+
+
+def place_graphs(graphs: Sequence[Graph], counts: dict[str, int]) -> Placement:
+    """Inputs and outputs of all graphs one after the other, then one region for everybody's temporaries."""
     offsets: dict[str, list[int]] = {}
     io: dict[str, int] = {}
     position = 0
@@ -189,6 +186,25 @@ def plan_memory(
         temporaries = max(temporaries, size)
         for index, offset in placed.items():
             offsets[graph.name][index] = base + offset
+    return Placement({name: tuple(values) for name, values in offsets.items()}, io, temporaries, base + temporaries)
+
+
+def plan_memory(
+    graphs: Sequence[Graph],
+    limits: Limits,
+    text: TextConfig | None,
+    threads: int,
+    group_size: GroupSize = lambda name: 0,
+) -> MemoryPlan:
+    """Lay out the arena of `graphs` for `limits` and a pool of `threads`.
+
+    `text` sizes the KV cache (layers, G, D); None means there is none. `group_size(name)`: activations that an int8
+    or int4 weight takes by one scale, 0 for other kinds.
+    """
+    if threads < 1:
+        raise UsageError(f"a plan for {threads} threads cannot run; it needs at least 1")
+    counts = max_counts(limits)
+    placed = place_graphs(graphs, counts)
     kv_layer = 0
     if text is not None:
         context = -(-limits.context // KEY_LANES) * KEY_LANES
@@ -198,13 +214,11 @@ def plan_memory(
     shared = aligned(max((_shared_bytes(n, text, limits, group_size) for n in nodes), default=0))
     thread_bytes = aligned(4 * max((_thread_values(n, text) for n in nodes), default=0))
     scratch = shared + threads * thread_bytes
-    kv_offset, shared_offset, thread_offset, total = accumulate(
-        (base + temporaries, kv, shared, threads * thread_bytes)
-    )
+    kv_offset, shared_offset, thread_offset, total = accumulate((placed.total, kv, shared, threads * thread_bytes))
     return MemoryPlan(
-        offsets={name: tuple(values) for name, values in offsets.items()},
-        io=io,
-        temporaries=temporaries,
+        offsets=placed.offsets,
+        io=placed.io,
+        temporaries=placed.temporaries,
         kv=kv,
         scratch=scratch,
         kv_offset=kv_offset,

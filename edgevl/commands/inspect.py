@@ -28,8 +28,8 @@ def command(path: Path, verify: bool, as_json: bool) -> None:
         if isinstance(content, dict):
             table(section, ["", ""], [[str(k), _text(k, v)] for k, v in content.items()])
         elif isinstance(content, list):
-            headings = list(content[0]) if content else []
-            table(section, headings, [[_text(k, v) for k, v in row.items()] for row in content])
+            if content:
+                table(section, list(content[0]), [[_text(k, v) for k, v in row.items()] for row in content])
         else:
             click.echo(f"{section}: {content}")
 
@@ -59,7 +59,17 @@ def inspect_bundle(path: Path, verify: bool) -> dict[str, Any]:
             {"region": region, "kind": kind, "parts": count, "bytes": size}
             for (region, kind), (count, size) in sorted(groups.items())
         ],
-        "files": [{"name": n, **record} for n, record in manifest["files"].items()],
+        "kernels": [
+            {
+                "name": key,
+                "architecture": bundle.manifest.target.architecture,
+                "warps": record.warps,
+                "shared bytes": record.shared,
+                "bytes": bundle.manifest.files[record.file].bytes,
+            }
+            for key, record in bundle.manifest.kernels.items()
+        ],
+        "files": [{"name": n, **record} for n, record in manifest["files"].items() if not n.startswith("kernels/")],
         "golden": "recorded" if manifest["golden"] else "none",
     }
 

@@ -13,9 +13,9 @@ from edgevl.targets import TARGETS
 @click.command(name="targets", short_help="List what bundles can be built for.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
-    """List the targets of `edgevl build`, and which of them this version can build."""
+    """List the targets of `edgevl build`."""
     if as_json:
         print_json([asdict(t) for t in TARGETS])
         return
-    rows = [[t.name, t.machine, t.architecture, "yes" if t.ready else "not in this version"] for t in TARGETS]
-    table("", ["target", "machine", "architecture", "can be built"], rows)
+    rows = [[t.name, t.machine, t.architecture, t.backend] for t in TARGETS]
+    table("", ["target", "machine", "architecture", "backend"], rows)

@@ -1,0 +1,154 @@
+"""The GPU backend: compiled kernels from the bundle, replayed over buffers that are allocated once; no torch.
+
+A step copies its inputs in, launches, and copies its result out; a decode step of few tokens, or of one of each slot,
+is a captured graph, which reads positions and slots from device memory. `cuda_program` holds what is launched.
+`edgevl.engine` makes a `CudaRunner`; the tests give it a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevl.backends.cuda_device import Device
+from edgevl.backends.cuda_kernels import Region
+from edgevl.backends.cuda_lowering import FEW_ROWS
+from edgevl.backends.cuda_program import Cubins, Program, Weights
+from edgevl.config import ModelConfig, TextConfig
+from edgevl.errors import CapacityError, UsageError
+from edgevl.recorder import Graph, record_decoder, record_vision
+from edgevl.runner import F32, I32, Limits
+
+Array = NDArray[Any]
+
+_LISTS = ("decoder", "argmax")  # lists of launches that a decode step replays
+
+
+class CudaRunner:
+    """A `Runner` on an NVIDIA GPU. Not to be called from two threads at once."""
+
+    # a step of as many tokens launches the kernels of a step of one, in which tokens do not meet: the same bits
+    alike_rows = FEW_ROWS
+
+    def __init__(self, config: ModelConfig, limits: Limits, weights: Weights, device: Device, cubins: Cubins) -> None:
+        """Upload, load, allocate and capture everything; nothing is allocated afterwards.
+
+        Raises `CapacityError` when it does not fit and `BundleError` when a kernel is missing.
+        """
+        self.config, self.limits, self._device = config, limits, device
+        graphs = [record_decoder(config)]
+        if config.vision is not None:
+            graphs.append(record_vision(config))
+        self._program = Program(graphs, limits, weights, config.text, device, cubins, config.tokens.size)
+        self.backend = f"cuda ({device.name})"
+        # steps of few tokens that all get logits, or of one token of each slot: (list, tokens) -> what replays it
+        most = min(limits.chunk, limits.logit_rows)
+        sizes = {*range(1, min(self.alike_rows, most) + 1), min(limits.slots, most)}
+        self._captured = {(name, size): self._capture(name, size) for name in _LISTS for size in sorted(sizes)}
+
+    @property
+    def planned_bytes(self) -> int:
+        """See `Runner.planned_bytes`."""
+        return self._program.weight_bytes + self._program.plan.total
+
+    def _capture(self, name: str, size: int) -> Any:
+        counts = {"tokens": size, "logits": size}
+        if size in (1, self.limits.slots):  # a driver may load kernels when they first run, but not while it captures
+            self._program.launch(name, counts)
+        return self._device.capture(lambda: self._program.launch(name, counts))
+
+    def _run(self, name: str, counts: Mapping[str, int]) -> None:
+        captured = self._captured.get((name, counts["tokens"])) if counts["tokens"] == counts["logits"] else None
+        if captured is None:
+            self._program.launch(name, counts)
+        else:
+            self._device.replay(captured)
+
+    def _step(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> dict[str, int]:
+        counts = {"tokens": tokens.size, "logits": logit_rows.size, "images": 0 if images is None else len(images)}
+        self._check(counts, tokens, positions, slots, logit_rows)
+        given: dict[str, Array] = {"tokens": tokens, "positions": positions, "slots": slots, "logit_rows": logit_rows}
+        if images is not None:
+            given["images"] = images
+        self._program.fill("decoder", given, counts)
+        self._run("decoder", counts)
+        return counts
+
+    def _check(self, counts: dict[str, int], tokens: I32, positions: I32, slots: I32, logit_rows: I32) -> None:
+        """A kernel trusts its indices, so every one is looked at before."""
+        limits = self.limits
+        most = {"tokens": limits.chunk, "logits": limits.logit_rows, "images": limits.chunk}
+        for what, count in counts.items():
+            if count > most[what]:
+                raise CapacityError(
+                    f"a step has {count} {what}, the plan's limit is {most[what]}; split it into several"
+                )
+        if tokens.size == 0:
+            raise UsageError("a step has no tokens; it needs at least one")
+        if counts["images"] and self.config.vision is None:
+            raise UsageError(f"{counts['images']} image rows were given to a model without vision; pass None")
+        for name, values, low, end in (
+            ("token", tokens, -counts["images"], self.config.text.vocab_size),
+            ("position", positions, 0, limits.context),
+            ("slot", slots, 0, limits.slots),
+            ("row of logits", logit_rows, 0, tokens.size),
+        ):
+            if values.size and not low <= int(values.min()) <= int(values.max()) < end:
+                wrong = int(values.min()) if int(values.min()) < low else int(values.max())
+                raise UsageError(f"a step has the {name} {wrong}; it must be from {low} to {end - 1}")
+
+    def decode(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> F32:
+        """See `Runner.decode`. Raises `CapacityError` for a step over the limits, `UsageError` for a wrong index."""
+        return self._program.result("decoder", self._step(tokens, positions, slots, images, logit_rows))
+
+    def greedy(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> I32:
+        """As `decode`, but the largest logit is found on the device: (L,) token ids are all that is copied back."""
+        counts = self._step(tokens, positions, slots, images, logit_rows)
+        self._run("argmax", counts)
+        return self._program.ids(counts["logits"])
+
+    def vision(self, pixels: NDArray[np.uint8]) -> F32:
+        """See `Runner.vision`. Raises `CapacityError` for more tiles than the plan holds."""
+        if self.config.vision is None:
+            raise UsageError("this model has no vision tower; it reads text only")
+        side = self.config.vision.tile_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+            raise UsageError(f"tiles have the shape {pixels.shape}; they must be (n, {side}, {side}, 3)")
+        if len(pixels) > self.limits.tiles:
+            raise CapacityError(
+                f"{len(pixels)} tiles are over the plan's limit of {self.limits.tiles}; run them in several calls"
+            )
+        counts = {"tiles": len(pixels)}
+        self._program.fill("vision", {"pixels": pixels}, counts)
+        self._program.launch("vision", counts)
+        return self._program.result("vision", counts)
+
+
+def run_graph(
+    graph: Graph,
+    counts: Mapping[str, int],
+    inputs: Mapping[str, Array],
+    weights: Weights,
+    config: TextConfig | None,
+    limits: Limits,
+    cache: tuple[Array, Array] | None,
+    device: Device,
+    cubins: Cubins,
+) -> Array:
+    """Lower any recorded graph, replay it once and return its output (rows, cols).
+
+    As `edgevl.backends.cpu.run_graph`; `cache` is layer 0's keys and values, (slots, G, context, D) f16 each, read
+    before and updated after the run.
+    """
+    program = Program([graph], limits, weights, config, device, cubins)
+    places = [program.address(Region(name, "*f16"), "") for name in ("keys", "values")] if cache else []
+    for place, values in zip(places, cache or (), strict=True):
+        device.write(place, values)
+    program.fill(graph.name, inputs, counts)
+    program.launch(graph.name, counts)
+    for place, values in zip(places, cache or (), strict=True):
+        device.read(place, values)
+    return program.result(graph.name, counts)

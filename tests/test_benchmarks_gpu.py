@@ -1,0 +1,93 @@
+"""`python -m benchmarks.gpu` without a GPU: it runs from end to end, and counts what it should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.checks import operations, tiny_model
+from benchmarks.gpu.models import eight_b, random_weights, tiny
+from benchmarks.gpu.speed import linear_operations, step_bytes
+from edgevl.backends.cuda_device import CudaDevice
+from edgevl.backends.cuda_kernels import Kernel, KernelRecord
+from edgevl.backends.cuda_program import Cubins
+from edgevl.models.names import all_parts
+from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
+
+ROOT = Path(__file__).parent.parent
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, device: InterpreterDevice | None, driver: FakeDriver | None) -> None:
+    """No compiler is started; the device is told of the kernels instead."""
+
+    def compile_kernels(kernels: Mapping[str, Kernel], architecture: str) -> dict[str, tuple[KernelRecord, bytes]]:
+        made = uncompiled(kernels)
+        if device is not None:
+            device.kernels |= kernels
+        if driver is not None:
+            driver.learn(made)
+        return {key: (record, b"") for key, record in made.records.items()}
+
+    monkeypatch.setattr("deploy.cubins.compile_kernels", compile_kernels)
+
+
+def test_checks_pass_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = InterpreterDevice({}, 128 << 20)
+    pretend(monkeypatch, device, None)
+    found = operations(device, "sm_90", every=60)
+    assert all(entry["cases"] > 0 and entry["worst"] <= 1 for entry in found.values()), found
+    result = tiny_model(device, "sm_90", tokens=2)
+    assert result["largest_difference"] < 0.1
+
+
+def test_the_command_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    driver = FakeDriver(Cubins({}, lambda file: b""), sm=(9, 0))
+    pretend(monkeypatch, None, driver)
+    device = CudaDevice("this test runs kernels", "", driver)
+    assert command.main(["--only", "speed", "--tiny"], device) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"decode_1", "decode_8", "prefill_2048", "tower", "first_token"} <= document.keys()
+    assert document["gpu"] == "Orin, sm_90"
+    assert driver.launches
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend(monkeypatch, None, None)
+    if command.main(["--tiny", "--only", "speed"]) == 0:
+        pytest.skip("there is a GPU here")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def test_what_a_step_must_read_and_compute() -> None:
+    """The 8B has 8.03 thousand million decoder weights, 0.53 of them in the table that a step reads one row of."""
+    config = eight_b()
+    decoder = sum(int(np.prod(p.shape)) for p in all_parts(config) if p.region in ("text", "head"))
+    assert decoder == 8_032_358_400 - 128_512 * 4096
+    nothing = step_bytes(config, lambda name: 0, 1024, 1)
+    assert nothing == 2 * 2 * 32 * 8 * 128 * 1024  # keys and values, f16
+    assert linear_operations(config, ("text", "head")) == 2 * (decoder - 65 * 4096)  # without norms
+    weights = random_weights(tiny())
+    assert weights("layers.0.qkv").kind == "int4"
+    assert weights("vision.blocks.0.fc1").kind == "int8"
+    assert weights("embed").arrays["values"].dtype == np.float16
+
+
+def test_it_runs_from_a_checkout_without_the_rest_of_us() -> None:
+    """Where a GPU is lent there may be no native extension, and none of the packages that tokens and pictures need."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'tokenizers', 'PIL', 'jinja2', 'edgevl._native'): sys.modules[name] = None\n"
+        "sys.path.insert(0, 'tests')\n"
+        "import benchmarks.gpu.__main__, op_cases\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

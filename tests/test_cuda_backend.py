@@ -1,0 +1,257 @@
+"""The GPU backend without a GPU: whole models in Triton's interpreter, and every call of the driver on a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints import tiny_llama, tiny_vl
+from deploy.build import BuildSettings, build
+from edgevl.backends.cuda import CudaRunner
+from edgevl.backends.cuda_device import CudaDevice
+from edgevl.backends.cuda_kernels import Kernel, WeightArray
+from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_program import Cubins
+from edgevl.backends.reference import ReferenceRunner
+from edgevl.bundle import Bundle
+from edgevl.config import ModelConfig
+from edgevl.errors import BundleError, CapacityError, EdgevlError, UsageError
+from edgevl.layouts import StoredWeight, relaid, unpack
+from edgevl.memory import max_counts
+from edgevl.prefill import feed
+from edgevl.recorder import record_decoder, record_vision
+from edgevl.runner import Limits
+from edgevl.weights import dequantize
+from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
+
+Weights = Callable[[str], StoredWeight]
+LIMITS = Limits(context=128, slots=3, chunk=48, logit_rows=4, tiles=2)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ModelConfig, Weights]]:
+    """Tiny models with their weights in tiles: pictures in int4 and int8, text in f16 with a tied head."""
+    root = tmp_path_factory.mktemp("cuda")
+    tiny_vl(root / "vl", awq=True)
+    tiny_llama(root / "text", tied=True, qkv_bias=True, layers=1)
+    found = {}
+    for name, settings in {
+        "vl": BuildSettings(context=128, head="int4", vision="int8"),
+        "text": BuildSettings(context=128),
+    }.items():
+        build(str(root / name), root / f"{name}.bundle", settings)
+        bundle = Bundle.open(root / f"{name}.bundle")
+        found[name] = (bundle.manifest.model, cache(lambda name, b=bundle: relaid(b.weight(name), "tiles")))
+    return found
+
+
+def kernels_of(config: ModelConfig, weights: Weights, limits: Limits = LIMITS) -> dict[str, Kernel]:
+    graphs = [record_decoder(config)] + ([record_vision(config)] if config.vision else [])
+
+    def form(name: str) -> Form:
+        stored = weights(name)
+        return Form(stored.kind, stored.group_size)
+
+    return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
+
+
+def interpreted(config: ModelConfig, weights: Weights) -> CudaRunner:
+    kernels = kernels_of(config, weights)
+    return CudaRunner(config, LIMITS, weights, InterpreterDevice(kernels), uncompiled(kernels))
+
+
+def reference(config: ModelConfig, weights: Weights) -> ReferenceRunner:
+    """Activations are not rounded to int8 on a GPU, so the twin has float weights of the same values."""
+
+    def plain(name: str) -> StoredWeight:
+        stored = weights(name)
+        return StoredWeight("f32", stored.shape, {"values": dequantize(unpack(stored))}, stored.bias)
+
+    return ReferenceRunner(config, LIMITS, plain)
+
+
+def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-2) -> None:
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def i32(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def test_a_model_that_sees_matches_the_reference(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    """Tower, prefill with pictures (flash attention), a chunk of few tokens, and tokens one by one."""
+    config, weights = models["vl"]
+    assert config.vision is not None
+    gpu, twin = interpreted(config, weights), reference(config, weights)
+    side = config.vision.tile_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
+    images = gpu.vision(pixels)
+    close(images, twin.vision(pixels))
+    prompt = [*range(5, 30), *(-1 - r for r in range(len(images))), 40, 41]
+    found, wanted = (feed(runner, prompt, 0, images, 3) for runner in (gpu, twin))
+    close(found, wanted)
+    for place in range(3):
+        token = int(np.argmax(wanted[-1, : config.tokens.size]))
+        step = (i32(token), i32(len(prompt) + place), i32(0), None, i32(0))
+        assert gpu.greedy(*step).tolist() == [int(np.argmax(gpu.decode(*step)[0, : config.tokens.size]))]
+        found, wanted = gpu.decode(*step), twin.decode(*step)
+        close(found, wanted)
+
+
+def test_slots_are_apart_and_a_batch_is_what_each_is_alone(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    config, weights = models["text"]
+    gpu, twin = interpreted(config, weights), reference(config, weights)
+    for runner in (gpu, twin):
+        for slot, length in ((0, 20), (1, 5), (2, 33)):
+            feed(runner, list(range(slot + 3, slot + 3 + length)), 0, None, 1, slot)
+    step = (i32(7, 8, 9), i32(20, 5, 33), i32(0, 1, 2), None, i32(2, 0, 1))
+    close(gpu.decode(*step), twin.decode(*step))
+    mixed = (i32(*range(20)), i32(*range(34, 44), *range(6, 16)), i32(*[2] * 10, *[1] * 10), None, i32(9, 19))
+    close(gpu.decode(*mixed), twin.decode(*mixed))
+
+
+def test_few_tokens_in_a_step_are_bit_by_bit_those_of_steps_of_one(
+    models: dict[str, tuple[ModelConfig, Weights]],
+) -> None:
+    config, weights = models["text"]
+    gpu = interpreted(config, weights)
+    count = min(gpu.alike_rows, LIMITS.logit_rows)
+    ids = i32(*range(40, 40 + count))
+    feed(gpu, list(range(20)), 0, None, 1)
+    together = gpu.decode(ids, i32(*range(20, 20 + count)), i32(*[0] * count), None, i32(*range(count))).copy()
+    for place in range(count):
+        alone = gpu.decode(ids[place : place + 1], i32(20 + place), i32(0), None, i32(0))
+        assert np.array_equal(alone[0], together[place])
+
+
+def test_a_tied_head_is_uploaded_once(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    config, weights = models["text"]
+    program = interpreted(config, weights)._program
+    places = {program.address(WeightArray(name, "values", "*f16"), "") for name in ("embed", "head")}
+    assert len(places) == 1
+
+
+# -- the driver ---------------------------------------------------------------------------------------------------
+
+
+def driven(models: dict[str, tuple[ModelConfig, Weights]], **facts: Any) -> tuple[CudaRunner, FakeDriver]:
+    config, weights = models["vl"]
+    cubins = uncompiled(kernels_of(config, weights))
+    driver = FakeDriver(cubins, **facts)
+    device = CudaDevice("the bundle was built for orin-nano-8gb (sm_87)", "sm_87", driver)
+    return CudaRunner(config, LIMITS, weights, device, cubins), driver
+
+
+def test_one_token_replays_a_graph_and_everything_is_allocated_at_load(
+    models: dict[str, tuple[ModelConfig, Weights]],
+) -> None:
+    runner, driver = driven(models)
+    assert len(driver.allocated) == 2
+    assert sum(size for _, size in driver.allocated) == runner.planned_bytes
+    assert driver.launches  # once before they are captured
+    driver.launches.clear()
+    runner.decode(i32(5), i32(0), i32(0), None, i32(0))
+    assert driver.launches == []
+    assert [len(graph) > 10 for graph in driver.replays] == [True]
+    runner.greedy(i32(5), i32(1), i32(0), None, i32(0))
+    assert [name.split("-")[0] for name in driver.replays[-1]] == ["argmax"]
+    runner.decode(i32(*range(40)), i32(*range(40)), i32(*[0] * 40), None, i32(39))
+    assert {"attend", "gemm"} <= {name.split("-")[0] for name in driver.launches}
+    side = models["vl"][0].vision.tile_size  # type: ignore[union-attr]
+    runner.vision(np.zeros((1, side, side, 3), np.uint8))
+    assert len(driver.allocated) == 2
+    assert "Orin, sm_87" in runner.backend
+
+
+def test_shared_memory_beyond_48_kib_is_asked_for(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    config, weights = models["vl"]
+    cubins = uncompiled(kernels_of(config, weights))
+    large = Cubins({k: replace(r, shared=100_000) for k, r in cubins.records.items()}, cubins.read)
+    driver = FakeDriver(large)
+    CudaRunner(config, LIMITS, weights, CudaDevice("the bundle", "sm_87", driver), large)
+    assert set(driver.permissions.values()) == {100_000}
+    assert driver.permissions.keys() == large.records.keys()
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind", "words"),
+    [
+        ({"version": 11040}, EdgevlError, ("orin-nano-8gb", "CUDA 12.0", "11.4")),
+        ({"gpus": 0}, EdgevlError, ("no GPU", "--target host")),
+        ({"sm": (8, 9)}, BundleError, ("sm_87", "Orin, sm_89", "edgevl targets")),
+        ({"free": 1 << 10}, CapacityError, ("0.00 GB are free", "--context")),
+    ],
+)
+def test_what_a_machine_lacks_is_one_sentence(
+    models: dict[str, tuple[ModelConfig, Weights]], facts: dict[str, Any], kind: type[EdgevlError], words: tuple[str]
+) -> None:
+    with pytest.raises(kind) as caught:
+        driven(models, **facts)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_where_memory_is_shared_the_system_says_what_is_free(
+    models: dict[str, tuple[ModelConfig, Weights]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevl.backends.cuda_device.available_memory", lambda: 1000)
+    driven(models)
+    with pytest.raises(CapacityError, match="free"):
+        driven(models, unified=1)
+
+
+def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    from cuda.bindings import driver
+
+    class NoDriver:
+        def cuInit(self, flags: int) -> None:  # noqa: N802
+            raise RuntimeError("libcuda.so.1 not found")
+
+    with pytest.raises(EdgevlError, match="needs NVIDIA's driver") as caught:
+        CudaDevice("the bundle", "sm_90", NoDriver())
+    assert caught.value.exit_code == 1
+    results = driver.CUresult
+    with pytest.raises(EdgevlError, match=r"cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
+        driven(models, fails={"cuModuleLoadData": results.CUDA_ERROR_INVALID_IMAGE})
+    with pytest.raises(CapacityError, match="memory"):
+        driven(models, fails={"cuMemAlloc": results.CUDA_ERROR_OUT_OF_MEMORY})
+
+
+def test_steps_beyond_the_plan_and_wrong_indices_never_reach_a_kernel(
+    models: dict[str, tuple[ModelConfig, Weights]],
+) -> None:
+    runner, driver = driven(models)
+    driver.launches.clear()
+    many = i32(*range(49))
+    for error, step in (
+        (CapacityError, (many, many, many * 0, None, i32(0))),
+        (CapacityError, (many[:9], many[:9], many[:9] * 0, None, i32(*range(5)))),
+        (UsageError, (i32(), i32(), i32(), None, i32())),
+        (UsageError, (i32(9999), i32(0), i32(0), None, i32(0))),
+        (UsageError, (i32(-1), i32(0), i32(0), None, i32(0))),
+        (UsageError, (i32(1), i32(128), i32(0), None, i32(0))),
+        (UsageError, (i32(1), i32(-1), i32(0), None, i32(0))),
+        (UsageError, (i32(1), i32(0), i32(3), None, i32(0))),
+        (UsageError, (i32(1), i32(0), i32(0), None, i32(1))),
+    ):
+        with pytest.raises(error):
+            runner.decode(*step)
+    side = models["vl"][0].vision.tile_size  # type: ignore[union-attr]
+    with pytest.raises(CapacityError, match="3 tiles"):
+        runner.vision(np.zeros((3, side, side, 3), np.uint8))
+    assert (driver.launches, driver.replays) == ([], [])
+
+
+def test_a_bundle_without_a_kernel_is_refused(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    config, weights = models["vl"]
+    cubins = uncompiled(kernels_of(config, weights))
+    missing = Cubins({k: r for k, r in cubins.records.items() if not k.startswith("gemv")}, cubins.read)
+    with pytest.raises(BundleError, match="has no kernel gemv"):
+        CudaRunner(config, LIMITS, weights, CudaDevice("the bundle", "sm_87", FakeDriver(missing)), missing)

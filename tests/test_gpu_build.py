@@ -1,0 +1,177 @@
+"""Bundles for GPUs, built where there is none: every SM compiles, the bundle holds what the runtime launches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoints import tiny_vl
+from deploy import cubins
+from deploy.build import BuildSettings, build
+from deploy.cubins import compile_kernels
+from deploy.kernels.tuning import SHARED_LIMIT
+from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.bundle import Bundle
+from edgevl.cli import main
+from edgevl.config import ModelConfig
+from edgevl.engine import make_runner
+from edgevl.errors import BundleError, EdgevlError, MissingExtraError, UsageError
+from edgevl.memory import max_counts
+from edgevl.prefill import feed
+from edgevl.recorder import record_decoder
+from edgevl.targets import TARGETS
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled kernels, shared by this module's tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vl(tmp_path_factory.mktemp("model") / "m", awq=True)
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEVL_CACHE", str(cache))
+
+
+@pytest.fixture
+def bundle(model: Path, tmp_path: Path) -> Path:
+    settings = BuildSettings("orin-nano-8gb", head="int8", vision="int8", context=256)
+    build(str(model), tmp_path / "b", settings)
+    return tmp_path / "b"
+
+
+def test_a_gpu_bundle_is_whole_and_its_golden_prompt_is_of_the_processor(bundle: Path) -> None:
+    opened = Bundle.open(bundle, verify=True)
+    manifest = opened.manifest
+    assert (manifest.target.backend, manifest.target.layout, manifest.target.architecture) == ("cuda", "tiles", "sm_87")
+    assert manifest.golden is not None
+    for record in manifest.kernels.values():
+        assert opened.kernel_file(record.file)[:4] == b"\x7fELF"
+        assert 0 <= record.shared <= SHARED_LIMIT["sm_87"]
+    forms = {n: opened.weight(n) for n in manifest.weights}
+    lowered = lower(
+        [record_decoder(manifest.model)],
+        manifest.model.text,
+        manifest.limits,
+        lambda name: Form(forms[name].kind, forms[name].group_size),
+        manifest.model.tokens.size,
+    )
+    for key, kernel in lowered.kernels(max_counts(manifest.limits)).items():
+        assert manifest.kernels[key].arguments == kernel.types
+
+
+def test_the_processor_computes_the_same_from_a_gpu_bundle_as_from_its_own(
+    bundle: Path, model: Path, tmp_path: Path
+) -> None:
+    build(str(model), tmp_path / "host", BuildSettings(head="int8", vision="int8", context=256))
+    found = []
+    for path in (bundle, tmp_path / "host"):
+        runner = make_runner(Bundle.open(path), 1, "cpu")
+        found.append(feed(runner, [5, 6, 7, 8, 9], 0, None, 2).copy())
+    assert np.array_equal(*found)
+
+
+def run(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments])
+    return caught.value.code
+
+
+def test_inspect_lists_kernels_and_chat_says_what_is_missing(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, kernels = run("inspect", str(bundle), "--json"), json.loads(capfd.readouterr().out)["kernels"]
+    assert code == 0
+    assert {k["architecture"] for k in kernels} == {"sm_87"}
+    assert all(k["bytes"] > 1000 for k in kernels)
+    assert any(k["name"].startswith("gemv-") for k in kernels)
+    code = run("chat", str(bundle), "-p", "Hello")
+    said = capfd.readouterr()
+    assert (code in (1, 2), said.out) == (True, "")
+    assert len(said.err.strip().splitlines()) == 1
+    assert "orin-nano-8gb" in said.err
+
+
+def test_a_bundle_whose_kernels_were_edited_is_refused(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    key, record = next(iter(opened.manifest.kernels.items()))
+    for wrong in (replace(record, warps=64), replace(record, shared=1 << 20), replace(record, file="kernels/x")):
+        opened.manifest.kernels[key] = wrong
+        with pytest.raises(BundleError):
+            opened._check_kernels()
+    (bundle / record.file).write_bytes(b"\0" * (bundle / record.file).stat().st_size)
+    with pytest.raises(BundleError, match="damaged"):
+        Bundle.open(bundle, verify=True)
+
+
+def small_kernels(config: ModelConfig) -> dict[str, cubins.Kernel]:
+    from edgevl.runner import Limits
+
+    def form(name: str) -> Form:
+        return Form("f32" if "norm" in name else "f16" if name in ("embed", "head") else "int4", 32)
+
+    limits = Limits(context=256, chunk=64)
+    lowered = lower([record_decoder(config)], config.text, limits, form, config.tokens.size)
+    return {k: v for k, v in lowered.kernels(max_counts(limits)).items() if v.name in ("gemv", "gemm", "attend")}
+
+
+@pytest.mark.parametrize("architecture", sorted({t.architecture for t in TARGETS} - {"cpu", "sm_87"}))
+def test_every_sm_compiles(architecture: str, bundle_config: ModelConfig) -> None:
+    kernels = small_kernels(bundle_config)
+    assert {k.name for k in kernels.values()} == {"gemv", "gemm", "attend"}
+    chosen = {min(k for k, v in kernels.items() if v.name == name): name for name in ("gemm", "attend")}
+    compiled = compile_kernels({key: kernels[key] for key in chosen}, architecture)
+    for key, (record, cubin) in compiled.items():
+        assert cubin[:4] == b"\x7fELF"
+        assert record.arguments == kernels[key].types
+        assert record.tiles["BLOCK_M"] >= 16
+
+
+@pytest.fixture(scope="module")
+def bundle_config(model: Path) -> ModelConfig:
+    from edgevl.checkpoint import open_checkpoint
+
+    return open_checkpoint(str(model)).config
+
+
+def test_what_was_compiled_is_not_compiled_again(
+    bundle: Path, bundle_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = small_kernels(bundle_config)
+    first = compile_kernels(kernels, "sm_87")
+    monkeypatch.setattr(cubins, "_compiler", lambda folder: pytest.fail("the compiler was started"))
+    assert compile_kernels(kernels, "sm_87") == first
+
+
+def test_too_much_shared_memory_is_found_here_and_not_on_the_device(
+    bundle_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = small_kernels(bundle_config)
+    monkeypatch.setitem(SHARED_LIMIT, "sm_87", 1000)
+    with pytest.raises(EdgevlError, match=r"shared memory, sm_87 has 1,000"):
+        compile_kernels(kernels, "sm_87")
+
+
+def test_without_a_compiler_or_for_an_unknown_sm_the_build_says_so(
+    bundle_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = small_kernels(bundle_config)
+    with pytest.raises(UsageError, match="sm_52"):
+        compile_kernels(kernels, "sm_52")
+    wrong = {key: replace(kernel, constants=()) for key, kernel in kernels.items()}
+    with pytest.raises(EdgevlError, match="does not compile for sm_87"):
+        compile_kernels(wrong, "sm_87")
+
+    def missing(name: str) -> str:
+        raise cubins.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(cubins.importlib.metadata, "version", missing)
+    with pytest.raises(MissingExtraError, match=r"edgevl\[deploy\]"):
+        compile_kernels(kernels, "sm_87")

@@ -1,0 +1,28 @@
+"""The same checks on a real GPU, where there is one: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.gpu.checks import operations, tiny_model
+from edgevl.backends.cuda_device import CudaDevice
+from edgevl.errors import EdgevlError
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def device() -> CudaDevice:
+    try:
+        return CudaDevice("this test runs kernels")
+    except EdgevlError as error:
+        pytest.skip(str(error))
+
+
+def test_every_op_matches_its_twin(device: CudaDevice) -> None:
+    found = operations(device, device.architecture, every=3)
+    assert {op: entry for op, entry in found.items() if entry["worst"] > 1} == {}
+
+
+def test_a_tiny_model_answers_as_on_the_processor(device: CudaDevice) -> None:
+    assert tiny_model(device, device.architecture)["largest_difference"] < 0.1
