@@ -45,6 +45,7 @@ def child(config: Document) -> None:
     from edgevl.camera.captioner import Caption, Captioner, EngineCaptioner
     from edgevl.camera.capture import Capture
     from edgevl.camera.files import Done, FileJob
+    from edgevl.camera.ledger import Ledger
     from edgevl.camera.source import parse_live
     from edgevl.image import Picture
     from edgevl.journal import Journal
@@ -94,6 +95,8 @@ def child(config: Document) -> None:
 
             captioner = EngineCaptioner(Engine.open(config["bundle"], threads=1), "What?", 8)
         appliance = [Appliance(captures, captioner, journal, settings, wall=lambda: time.time() + jump[0])]
+        journal_path = Path(config["journal"])
+        done.keep(Ledger(journal_path.with_name(f"{journal_path.stem}.done"), fresh=journal.following == 1))
         job = FileJob(captioner, appliance[0], settings, done)
         signal.signal(signal.SIGTERM, lambda *_: appliance[0].stop())
         appliance[0].run(job.run(paths))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgevl.camera.appliance import Lines, Settings
 from edgevl.camera.captioner import Captioner
 from edgevl.camera.gate import ChangeGate, signature
+from edgevl.camera.ledger import Ledger
 from edgevl.camera.reader import decode_file, to_image
 from edgevl.camera.source import VIDEO_SUFFIXES, is_video
 from edgevl.console import note
@@ -30,16 +31,32 @@ _PICTURES = frozenset(
 
 
 class Done:
-    """What a journal holds of the files that are asked for."""
+    """What was done of the files that are asked for: what the journal holds, and what it held (`Ledger`)."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._sources = {str(path) for path in paths}
-        self.lines: set[tuple[object, ...]] = set()
+        self._lines: set[tuple[object, ...]] = set()
+        self._ledger: Ledger | None = None
+
+    def __contains__(self, work: tuple[object, ...]) -> bool:
+        return work in self._lines or (self._ledger is not None and work in self._ledger)
+
+    def add(self, work: tuple[object, ...]) -> None:
+        """A line about it is on the disk."""
+        self._lines.add(work)
+        if self._ledger is not None:
+            self._ledger.add(work)
+
+    def keep(self, ledger: Ledger) -> None:
+        """From now on remember beyond the journal's lines."""
+        self._ledger = ledger
+        for work in sorted(self._lines, key=repr):
+            ledger.add(work)
 
     def see(self, line: dict[str, Any]) -> None:
         """Take a line of the journal into account."""
         if line.get("source") in self._sources:
-            self.lines.add(identity(line))
+            self._lines.add(identity(line))
 
 
 class FileJob:
@@ -54,7 +71,7 @@ class FileJob:
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._captioner, self._journal, self._settings, self._alive = captioner, journal, settings, alive
-        self._done = done.lines
+        self._done = done
         self.written = self.skipped = self.failed = 0
 
     def run(self, paths: list[Path]) -> Iterator[int]:

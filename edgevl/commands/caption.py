@@ -94,6 +94,7 @@ def command(
     from edgevl.camera.capture import Capture
     from edgevl.camera.files import Done, FileJob, find_files
     from edgevl.camera.health import check_status_file, serve_metrics
+    from edgevl.camera.ledger import Ledger
     from edgevl.camera.notify import Notifier
     from edgevl.camera.reader import check_readable
     from edgevl.camera.source import check_names, parse_live
@@ -122,6 +123,10 @@ def command(
         journal: Journal | Stdout = Stdout()
         if output is not None:
             journal = stack.enter_context(Journal(output, retention, done.see if paths else None))
+            if paths:
+                ledger = Ledger(output.with_name(f"{output.stem}.done"), fresh=journal.following == 1)
+                stack.callback(ledger.close)
+                done.keep(ledger)
         stop = stack.enter_context(_sigterm())
         engine = Engine.open(bundle, threads, backend)
         if engine.config.vision is None or engine.config.tiling is None:
