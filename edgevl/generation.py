@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgevl.config import TokenConfig
 from edgevl.lookup import Lookup
 from edgevl.prefill import feed
-from edgevl.runner import F32, Runner, alike_rows
+from edgevl.runner import F32, Runner, alike_rows, largest_logits
 
 _FEW = 2  # guesses after wrong ones: they cost next to nothing; after right ones, as many as the backend checks
 
@@ -35,6 +35,11 @@ class Chooser(Protocol):
         """Tokens that are likely to follow whatever the logits; none where nothing is known."""
         ...
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the largest logit, always: then a backend may look for it where the logits are."""
+        ...
+
 
 class Generation:
     """Runs one answer; `steps` counts decoder steps, `stopped` tells whether a stop token ended it."""
@@ -44,6 +49,7 @@ class Generation:
         self._runner, self._chooser, self._config, self._lookup = runner, chooser, tokens, lookup
         self._most = min(alike_rows(runner), runner.limits.logit_rows, runner.limits.chunk) - 1
         self._trust = min(_FEW, self._most)  # guesses of the next step
+        self._largest = largest_logits(runner) if chooser.greedy else None
         self.steps = 0
         self.stopped = False
 
@@ -62,6 +68,15 @@ class Generation:
             if left and not chosen:
                 chosen = self._step(token, held, left - 1)
 
+    def _choices(self, tokens: list[int], start: int) -> Iterator[int]:
+        """Feed a step; gives what is chosen after each of its tokens, chosen when it is asked for."""
+        if self._largest is None:
+            logits = feed(self._runner, tokens, start, None, len(tokens))
+            return (self._chooser.pick(row[: self._config.size]) for row in logits)
+        places = np.arange(len(tokens), dtype=np.int32)
+        ids = np.asarray(tokens, np.int32)
+        return iter(self._largest(ids, start + places, np.zeros_like(places), None, places).tolist())
+
     def _step(self, token: int, held: list[Key], most: int) -> list[int]:
         """Feed a token and at most `most` guesses of what follows; what does follow, one more than guessed right."""
         guesses: list[int] = []
@@ -70,12 +85,12 @@ class Generation:
             self._lookup.append(token)
             expected = self._chooser.expected()[: min(most, self._most)]
             guesses = expected or self._lookup.guess(min(most, self._trust))
-        logits = feed(self._runner, [token, *guesses], len(held), None, 1 + len(guesses))
+        choices = self._choices([token, *guesses], len(held))
         self.steps += 1
         held.append(token)
         chosen: list[int] = []
-        for row, guess in zip(logits, [*guesses, None], strict=True):
-            chosen.append(self._chooser.pick(row[: self._config.size]))
+        for choice, guess in zip(choices, [*guesses, None], strict=False):
+            chosen.append(choice)
             if guess is None or chosen[-1] != guess or guess in self._config.stop:
                 break
             if self._lookup is not None:

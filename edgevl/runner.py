@@ -1,10 +1,12 @@
 """What the engine asks of a backend: run a decoder step, run vision tiles. Nothing else crosses this line.
 
-Implementations: `edgevl.backends.reference` (numpy, eager) and `edgevl.backends.cpu` (C++, recorded).
+Implementations: `edgevl.backends.reference` (numpy, eager), `edgevl.backends.cpu` (C++) and `edgevl.backends.cuda`
+(GPU kernels), both recorded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +56,18 @@ class Runner(Protocol):
     def planned_bytes(self) -> int:
         """Weights and arena, as the plan counts them."""
         ...
+
+
+Greedy = Callable[[I32, I32, I32, F32 | None, I32], I32]
+
+
+def largest_logits(runner: Runner) -> Greedy | None:
+    """A step as `Runner.decode` that gives the ids of the largest logits, (L,), padding rows of the head left out.
+
+    A backend whose logits are costly to fetch has it as a method `greedy`; others have none.
+    """
+    found: Greedy | None = getattr(runner, "greedy", None)
+    return found
 
 
 def alike_rows(runner: Runner) -> int:

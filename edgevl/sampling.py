@@ -41,6 +41,11 @@ class Sampler:
         """Nothing is known of the next tokens."""
         return []
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the largest logit is taken, always."""
+        return self._settings.temperature == 0
+
     def pick(self, logits: NDArray[np.float32]) -> int:
         """(V,) -> a token id. Top-p keeps the fewest tokens whose probability reaches p (Holtzman et al. 2019)."""
         if self._settings.temperature == 0:

@@ -174,6 +174,11 @@ class SchemaChooser:
         tokens: list[int] = self._matcher.compute_ff_tokens()
         return tokens
 
+    @property
+    def greedy(self) -> bool:
+        """The largest logit may not be allowed."""
+        return False
+
     def _step(self, token: int, way: list[int] | None) -> tuple[LLMatcher, list[int] | None]:
         """The matcher behind `token`, and from there a way to the end that leaves a place for the stop token."""
         after = self._matcher.deep_copy()

@@ -70,8 +70,24 @@ class Copying:
         return logits
 
 
-def run(alike: int, prompt: list[int], room: int, temperature: float = 0.0) -> tuple[list[int], Copying, list[Key]]:
-    runner = Copying(alike=alike)
+class OnDevice(Copying):
+    """The same, but it looks for the largest logit itself, and fetches no logits behind the prompt."""
+
+    fetched = 0
+
+    def decode(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> F32:
+        self.fetched += 1
+        return super().decode(tokens, positions, slots, images, logit_rows)
+
+    def greedy(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> I32:
+        logits = super().decode(tokens, positions, slots, images, logit_rows)
+        return logits.argmax(axis=1).astype(np.int32)
+
+
+def run(
+    alike: int, prompt: list[int], room: int, temperature: float = 0.0, kind: type[Copying] = Copying
+) -> tuple[list[int], Copying, list[Key]]:
+    runner = kind(alike=alike)
     chooser = Sampler(Sampling(temperature, 1.0, 3))
     generation = Generation(runner, chooser, TokenConfig(20, (STOP,)), Lookup(prompt))  # type: ignore[arg-type]
     held: list[Key] = list(prompt)
@@ -104,6 +120,16 @@ def test_guesses_save_steps_and_change_nothing(temperature: float) -> None:
             assert max(fast.steps[1:], default=0) <= 7
             saved += len(slow.steps) - len(fast.steps)
     assert saved > 500
+
+
+def test_the_device_chooses_when_the_largest_logit_is_wanted() -> None:
+    for alike in (1, 7):
+        for temperature in (0.0, 0.2):
+            prompt = [3, 4, 5, 6, 7, STOP, 3, 4]
+            plain, _, held = run(alike, prompt, 12, temperature)
+            found, device, held_there = run(alike, prompt, 12, temperature, OnDevice)
+            assert (found, held_there) == (plain, held) and isinstance(device, OnDevice)
+            assert device.fetched == (len(device.steps) if temperature else 1)
 
 
 def test_an_answer_fills_the_context_to_the_last_place() -> None:
