@@ -1,7 +1,9 @@
-"""The bundle: a directory that a device can run, and nothing it has to trust. Specified in FORMAT.md.
+"""The bundle: a directory that a device can run. Specified in FORMAT.md.
 
-Opening checks everything that can be wrong before a byte of weights is used: names, sizes, digests, tensors, shapes.
-`deploy.build` writes bundles with `write_manifest`; `edgevl.engine` opens them. Knows nothing of how a model runs.
+A bundle for CPUs is data, and nothing in it has to be trusted; one for GPUs holds compiled kernels, which are programs:
+digests say that they arrived whole, not who made them. Opening checks everything that can be wrong before a byte of
+weights is used: names, sizes, digests, tensors, shapes. `deploy.build` writes bundles with `write_manifest`;
+`edgevl.engine` opens them. Knows nothing of how a model runs.
 """
 
 from __future__ import annotations
@@ -137,7 +139,8 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str
-    fresh: bool = True  # not verified on this machine before: the golden prompt is due
+    fresh: bool = True  # digests were not compared on this machine since the files changed
+    _golden: tuple[str, ...] = ()  # backends that gave the golden answer here
     _file: SafetensorsFile = field(repr=False, default=None)  # type: ignore[assignment]
     _parts: dict[str, Part] = field(repr=False, default_factory=dict)
 
@@ -200,14 +203,19 @@ class Bundle:
         stats = {name: (self.path / name).stat() for name in sorted(self.manifest.files)}
         return {name: [s.st_size, s.st_mtime_ns, s.st_ino] for name, s in stats.items()}
 
-    def mark_verified(self) -> None:
-        """Remember on this machine that digests and golden prompt were right; failing to write is no error."""
+    def needs_golden(self, backend: str) -> bool:
+        """Whether this backend (`Runner.backend`) has yet to show the golden answer on this machine."""
+        return self.fresh or backend not in self._golden
+
+    def mark_verified(self, backend: str) -> None:
+        """Remember here that digests were right, and the golden answer by `backend`; failing to write is no error."""
+        self._golden = (*(() if self.fresh else self._golden), backend)
         self.fresh = False
         try:
             stamp = self._stamp_path()
             stamp.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(stamp) as stream:
-                stream.write(json.dumps(self._state()).encode())
+                stream.write(json.dumps({"files": self._state(), "golden": self._golden}).encode())
         except (OSError, UsageError):
             pass
 
@@ -228,8 +236,10 @@ class Bundle:
                     f"{file} has {size:,} bytes, the bundle was built with {record.bytes:,}; copy it again"
                 )
         try:
-            self.fresh = json.loads(self._stamp_path().read_bytes()) != self._state()
-        except (OSError, ValueError):
+            stamp = json.loads(self._stamp_path().read_bytes())
+            self.fresh = stamp["files"] != self._state()
+            self._golden = tuple(map(str, stamp["golden"]))
+        except (OSError, ValueError, KeyError, TypeError):
             self.fresh = True
         if self.fresh or verify:
             for name, record in files.items():

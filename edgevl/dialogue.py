@@ -58,7 +58,7 @@ class Dialogue:
             try:
                 if not self._line(line):
                     break
-            except EdgevlError as error:
+            except (EdgevlError, OSError) as error:
                 self._failed = True
                 note(f"edgevl: {error}")
             except KeyboardInterrupt:
@@ -232,13 +232,24 @@ def _path(rest: str) -> Path:
 
 def _paths(rest: str) -> list[Path]:
     """Paths as typed or dropped on a terminal: whole when that is a file, otherwise with a shell's quotes."""
-    whole = Path(rest).expanduser()
+    whole = _expanded(rest)
     if whole.exists():
         return [whole]
     try:
-        return [Path(word).expanduser() for word in shlex.split(rest)]
+        words = shlex.split(rest)
     except ValueError:
         return [whole]
+    return [_expanded(word) for word in words]
+
+
+def _expanded(word: str) -> Path:
+    """With the home folder that ~ stands for; raises `UsageError` for what can be no path."""
+    if "\0" in word:
+        raise UsageError("a path has the character NUL in it; type it again")
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{word} names a user who is not here; write the folder out") from error
 
 
 def tell(result: Result, told: set[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevl.errors import UsageError
+from edgevl.errors import EdgevlError, UsageError
 from edgevl.runner import F32
 from edgevl.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
 
@@ -28,6 +28,7 @@ class Embeddings:
         self._kept: OrderedDict[str, F32] = OrderedDict()
         self._folder: Path | None = None
         self._owner = ""
+        self._trouble = ""  # why the last one could not be written, until it is told
 
     def keep_on_disk(self, folder: Path, owner: str) -> None:
         """Keep everything from now on in `folder` too; `owner` is the digest of the model that makes them.
@@ -40,8 +41,8 @@ class Embeddings:
             raise UsageError(f"{folder} cannot be made ({error.strerror}); name another folder") from error
         self._folder, self._owner = folder, owner
 
-    def get(self, key: str) -> F32 | None:
-        """The rows (n, C) kept under `key`, or None."""
+    def get(self, key: str, count: int) -> F32 | None:
+        """The rows (count, C) kept under `key`, or None."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -52,16 +53,25 @@ class Embeddings:
             rows = SafetensorsFile(path, UsageError).array(_NAME)
         except UsageError:
             return None
-        if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != self._columns:
+        if rows.dtype != np.float32 or rows.shape != (count, self._columns) or not np.isfinite(rows).all():
             return None
         return self._remember(key, rows)
 
     def keep(self, key: str, rows: F32) -> F32:
-        """Remember rows (n, C) under `key`; gives them back. Raises `EdgevlError` when the disk is full."""
+        """Remember rows (n, C) under `key`; gives them back. What cannot be written is told by `troubles`."""
+        self._remember(key, rows)
         path = self._path(key)
         if path is not None:
-            write_safetensors(path, [TensorSpec.of(_NAME, rows)], [(_NAME, rows)])
-        return self._remember(key, rows)
+            try:
+                write_safetensors(path, [TensorSpec.of(_NAME, rows)], [(_NAME, rows)])
+            except (EdgevlError, OSError) as error:
+                self._trouble = f"embeddings are not kept: {error}"
+        return rows
+
+    def troubles(self) -> tuple[str, ...]:
+        """What went wrong since the last call, one sentence at most."""
+        told, self._trouble = self._trouble, ""
+        return (told,) if told else ()
 
     def clear(self) -> None:
         """Forget what is in memory."""

@@ -89,10 +89,10 @@ class Engine:
         start = time.perf_counter()
         bundle = Bundle.open(path)
         runner = make_runner(bundle, threads, backend)
-        if bundle.fresh:
+        if bundle.needs_golden(runner.backend):
             if bundle.manifest.golden is not None:
                 check_golden(runner, bundle.manifest.model, bundle.manifest.golden)
-            bundle.mark_verified()
+            bundle.mark_verified(runner.backend)
         return cls(bundle, runner, time.perf_counter() - start)
 
     @property
@@ -119,7 +119,8 @@ class Engine:
         keys = _keys(prompt, views)
         reused = _common(self._held, keys[:-1])
         ids, new = _lay_out(prompt, reused)
-        rows = np.concatenate([self._embed(views[index]) for index in new]) if new else None
+        counts = {index: count for _, count, index in prompt.images}
+        rows = np.concatenate([self._embed(views[index], counts[index]) for index in new]) if new else None
         looked = time.perf_counter()
 
         self._held = keys[:reused]
@@ -141,12 +142,13 @@ class Engine:
         if tail:
             pieces.append(tail)
         image_tokens = sum(count for _, count, _ in prompt.images)
-        counts = {"prompt": len(ids), "image": image_tokens, "generated": len(tokens), "reused": reused}
-        counts["steps"] = answer.steps
+        spent = {"prompt": len(ids), "image": image_tokens, "generated": len(tokens), "reused": reused}
+        spent["steps"] = answer.steps
         seconds = {"vision": looked - start, "prefill": filled - looked, "decode": time.perf_counter() - filled}
         if reason == "length" and room < request.max_tokens:
             notes = (*notes, f"the answer was cut at the plan's {self.limits.context} tokens of context")
-        yield Result("".join(pieces), tuple(tokens), reason, counts, seconds, notes)
+        notes = (*notes, *self.embeddings.troubles())
+        yield Result("".join(pieces), tuple(tokens), reason, spent, seconds, notes)
 
     # -- one request --------------------------------------------------------------------------------------------
 
@@ -157,11 +159,11 @@ class Engine:
         prompt = self._prompts.build(settled.messages, self.budget.rows(settled.messages))
         return prompt, views, settled.notes
 
-    def _embed(self, view: View) -> F32:
-        """The view's embeddings (rows, C), kept from before or by running the tower."""
+    def _embed(self, view: View, count: int) -> F32:
+        """The view's embeddings (count, C), kept from before or by running the tower."""
         vision = self.config.vision
         assert vision is not None
-        kept = self.embeddings.get(view.key)
+        kept = self.embeddings.get(view.key, count)
         if kept is not None:
             return kept
         tiles, step = view.cut(vision), self.limits.tiles

@@ -21,11 +21,13 @@ from edgevl.config import TilingConfig, from_json
 from edgevl.errors import ImageError, UsageError
 from edgevl.files import atomic_file
 from edgevl.image import Picture, load_image
-from edgevl.prompt import Message, Part, Said
+from edgevl.prompt import MAX_IMAGES, MAX_VIDEOS, Message, Part, Said
 from edgevl.view import PictureView, Video, VideoView, make_video
 
 FORMAT = 1
 _HEAD = b'{"edgevl_conversation": '  # how every such file begins
+_FRAMES = 2048  # of a video; each takes tokens of the context
+_SIDE = 1024  # pixels; frames are kept as tiles
 _LIMIT = 1 << 30  # bytes; four pictures of 100 megapixels and a video are less
 
 
@@ -74,7 +76,11 @@ def save(path: Path, model: str, messages: Sequence[Message]) -> None:
 
     Raises `UsageError` for a path that is taken by something else or cannot be written.
     """
-    if path.exists() and not _ours(path):
+    try:
+        taken = path.exists() and not _ours(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another name") from error
+    if taken:
         raise UsageError(f"{path} exists and is no saved conversation; choose another name")
     pictures: dict[str, str] = {}
     videos: dict[str, SavedVideo] = {}
@@ -106,6 +112,10 @@ def load(path: Path, model: str) -> tuple[Message, ...]:
     saved = from_json(Saved, _document(path), path.name)
     if saved.edgevl_conversation != FORMAT:
         raise UsageError(f"{path} has the format {saved.edgevl_conversation}; this version reads {FORMAT}")
+    if len(saved.pictures) > MAX_IMAGES or len(saved.videos) > MAX_VIDEOS:
+        raise UsageError(f"{path} holds more pictures or videos than a conversation can; save the conversation again")
+    if any(len(video.frames) > _FRAMES for video in saved.videos):
+        raise UsageError(f"{path} holds a video of more than {_FRAMES} frames; save the conversation again")
     pictures = [_picture(text, path) for text in saved.pictures]
     videos = [_video(video, path) for video in saved.videos]
 
@@ -155,15 +165,24 @@ def _png(image: Image.Image) -> str:
     return base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def _picture(text: str, path: Path) -> Picture:
+def _picture(text: str, path: Path, side: int | None = None) -> Picture:
+    """Decoded; with `side`, only when neither side is longer."""
     try:
-        return load_image(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError, ImageError) as error:
+        data = base64.b64decode(text, validate=True)
+        with Image.open(io.BytesIO(data)) as header:
+            if side is not None and max(header.size) > side:
+                raise ImageError("too large for a frame")
+        return load_image(data)
+    except (binascii.Error, ValueError, OSError, ImageError) as error:
         raise UsageError(f"{path} is damaged: a picture in it cannot be read; save the conversation again") from error
 
 
 def _video(saved: SavedVideo, path: Path) -> Video:
-    frames = [np.asarray(_picture(text, path).pixels) for text in saved.frames]
+    frames = []
+    for text in saved.frames:
+        frames.append(np.asarray(_picture(text, path, _SIDE).pixels))
+        if frames[0].shape != frames[-1].shape:
+            break
     if not frames or any(frame.shape != frames[0].shape for frame in frames):
         raise UsageError(f"{path} is damaged: a video in it has no frames of one size; save the conversation again")
     return make_video(np.stack(frames), saved.name, saved.seconds, ())

@@ -96,7 +96,7 @@ def child(config: Document) -> None:
             captioner = EngineCaptioner(Engine.open(config["bundle"], threads=1), "What?", 8)
         appliance = [Appliance(captures, captioner, journal, settings, wall=lambda: time.time() + jump[0])]
         journal_path = Path(config["journal"])
-        done.keep(Ledger(journal_path.with_name(f"{journal_path.stem}.done"), fresh=journal.following == 1))
+        done.keep(Ledger(journal_path.with_name(f"{journal_path.name}.done"), fresh=journal.following == 1))
         job = FileJob(captioner, appliance[0], settings, done)
         signal.signal(signal.SIGTERM, lambda *_: appliance[0].stop())
         appliance[0].run(job.run(paths))

@@ -87,6 +87,17 @@ def test_one_edited_byte_in_any_file_is_refused(bundle: Path, name: str) -> None
         refused(bundle, name.replace("sha256", "json"))
 
 
+def test_every_backend_shows_the_golden_answer_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("edgevl.engine.check_golden", lambda runner, *_: asked.append(runner.backend.split()[0]))
+    for backend in ("reference", "cpu", "reference", "cpu"):
+        Engine.open(bundle, 1, backend)
+    assert len(asked) == len(set(asked)) == 2
+    os.utime(bundle / "weights.safetensors")
+    Engine.open(bundle, 1, "cpu")
+    assert len(asked) == 3
+
+
 def test_verify_finds_damage_that_keeps_size_and_time(bundle: Path) -> None:
     Engine.open(bundle)
     file = bundle / "weights.safetensors"

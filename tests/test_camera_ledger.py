@@ -45,6 +45,18 @@ def test_marks_outlive_the_process_and_what_a_kill_left(tmp_path: Path) -> None:
     assert marks(path, fresh=True) == [False, False, False] and path.read_bytes() == b""
 
 
+def test_a_block_that_a_power_loss_zeroed_costs_its_own_marks(tmp_path: Path) -> None:
+    path = tmp_path / "out.done"
+    ledger = Ledger(path, fresh=False)
+    for work in (A, B, C):
+        ledger.add(work)
+    ledger.close()
+    data = bytearray(path.read_bytes())
+    data[33:66] = bytes(33)
+    path.write_bytes(data)
+    assert marks(path) == [True, False, True]
+
+
 def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out.done"
     path.write_text("groceries: bread")
@@ -78,7 +90,7 @@ def caption(folder: Path, out: Path, retention: Retention) -> tuple[int, int]:
     paths = sorted(folder.iterdir())
     done = Done(paths)
     with Journal(out, retention, done.see) as journal:
-        ledger = Ledger(out.with_name(f"{out.stem}.done"), journal.following == 1)
+        ledger = Ledger(out.with_name(f"{out.name}.done"), journal.following == 1)
         done.keep(ledger)
         job = FileJob(Stub(), journal, Settings(), done)
         assert list(job.run(paths)) == list(range(1, len(paths) + 1))
@@ -99,6 +111,6 @@ def test_files_whose_lines_made_room_are_not_captioned_again(tmp_path: Path) -> 
     for path in tmp_path.glob("out*.jsonl"):
         path.unlink()
     assert caption(folder, out, small) == (12, 0), "a new journal begins a new ledger"
-    (tmp_path / "out.done").unlink()
+    (tmp_path / "out.jsonl.done").unlink()
     written, skipped = caption(folder, out, small)
     assert written + skipped == 12 and skipped == held.count(b"\n"), "what the journal still holds is enough by itself"

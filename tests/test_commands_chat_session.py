@@ -100,6 +100,9 @@ def test_stats_name_the_parts(root: Path) -> None:
         ("/load", "path of a saved conversation"),
         ("/load {root}/picture.png", "no saved conversation"),
         ("/load none.json", "not a file"),
+        ("/image ~nosuchuser/x.png", "names a user who is not here"),
+        ("/load /" + "x" * 5000, "too long"),
+        ("/image a\0b.png", "NUL"),
     ],
 )
 def test_a_bad_line_is_one_sentence_and_the_session_goes_on(root: Path, line: str, words: str) -> None:

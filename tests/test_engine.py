@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
 from edgevl.conversation import AnswerSettings, Conversation
+from edgevl.embeddings import Embeddings
 from edgevl.engine import Delta, Engine, Request, Result, Sampling
 from edgevl.errors import CapacityError, PromptError, UsageError
 from edgevl.image import Picture, load_image
@@ -244,6 +246,19 @@ def test_embeddings_outlive_the_engine_on_request(
         tiles.append(counted.tiles)
     assert tiles[0] > 0 and tiles[1:] == [0, tiles[0]]
     assert answers[0] == answers[1] == answers[2]
+    for rows in (
+        np.zeros((3, 64), np.float32),
+        np.full((64, 64), np.nan, np.float32),
+    ):  # of another size, or no numbers
+        kept = Embeddings(64)
+        kept.keep_on_disk(tmp_path / "other", "")
+        kept.keep("a", rows)
+        again = Embeddings(64)
+        again.keep_on_disk(tmp_path / "other", "")
+        assert again.get("a", 64) is None
+    shutil.rmtree(tmp_path / "other")
+    kept.keep("b", rows)
+    assert "not kept" in kept.troubles()[0] and kept.troubles() == () and kept.get("b", len(rows)) is rows
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be made"):
         engine.embeddings.keep_on_disk(tmp_path / "file" / "x", "")

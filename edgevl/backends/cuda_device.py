@@ -37,7 +37,7 @@ class Device(Protocol):
         ...
 
     def write(self, address: int, array: Array) -> None:
-        """Copy a contiguous array to the device; it may be reused at once."""
+        """Copy a contiguous array to the device; it stays as it is until the next `read`."""
         ...
 
     def read(self, address: int, array: Array) -> None:
@@ -136,7 +136,7 @@ class CudaDevice:
         self._call("cuMemsetD8Async", address, 0, size, self._stream)
 
     def write(self, address: int, array: Array) -> None:
-        """See `Device.write`: the driver has read pageable memory when the call returns."""
+        """See `Device.write`. A driver may read late: the array is kept until the next `read` or `wait`."""
         start = array.ctypes.data
         for offset in range(0, array.nbytes, _BLOCK):
             size = min(_BLOCK, array.nbytes - offset)

