@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.what == "parts":
             rows.append({"name": name, **_built(options, PARTS[name])})
         else:
-            shutil.rmtree(out, ignore_errors=True)
+            for folder in (out, out.with_name(f"{out.name}.partial")):
+                shutil.rmtree(folder, ignore_errors=True)
             rows.append({"name": name, **_quantized(options, name, out)})
         if options.json is not None:
             with atomic_file(options.json) as stream:

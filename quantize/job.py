@@ -1,10 +1,11 @@
 """Quantize a checkpoint: one decoder block in memory at a time, every finished block on disk.
 
 One of the three files to read first. The hidden states of all calibration tokens are carried from block to block; for
-each block the float version is observed, AWQ chooses scales and clips, and the quantized version makes the next hidden
-states, so later blocks are fitted to what they will really be given. A held-out text goes along, through the float and
-the quantized blocks, so that the report can say what was lost. An interrupted run leaves `OUT.partial/` and goes on
-from there to the same bytes. Called by `edgevl quantize`.
+each block the float version is observed, AWQ chooses scales and clips, codes and scales learn to give what the float
+model has there (so the calibration goes along through the float blocks too), and the quantized version makes the next
+hidden states, so later blocks are fitted to what they will really be given. A held-out text goes along, through the
+float and the quantized blocks, so that the report can say what was lost. An interrupted run leaves `OUT.partial/` and
+goes on from there to the same bytes. Called by `edgevl quantize`.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
             **matters,
             "checkpoint": checkpoint.digest,
             "samples sha256": used["sha256"],
+            "bf16 products": coarse_pays(settings.device),
             "edgevl": __version__,
         }
         done = partial.start(identity, settings.resume)
@@ -99,7 +101,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
                 progress("calibration", 0, 1)
                 embed_samples(checkpoint, samples, settings.device, run.activations.hidden)
                 run.activations.paths[1:] = run.activations.hidden
-                if not torch.isfinite(run.activations.hidden).all():
+                if not _all_finite(run.activations.hidden):
                     raise CheckpointError(f"{checkpoint.path} gives infinite or undefined embeddings; fetch it again")
                 if ids:
                     judged = embed_samples(checkpoint, [calibration.Sample(tuple(row)) for row in ids])
@@ -272,7 +274,7 @@ def _one_block(
     run_block(config, layer, values, hidden, chunk, hidden, device, coarse=coarse)
     if judged is not None:
         run_block(config, layer, values, judged[1], judged_chunk, judged[1], device)
-    if not torch.isfinite(hidden).all():
+    if not _all_finite(hidden):
         raise EdgevlError(
             f"layer {layer} gives infinite or undefined values on the calibration data; "
             "check the checkpoint, or calibrate on other data"
@@ -290,6 +292,11 @@ def _one_block(
     partial.save_hidden(layer + 1, run.activations.paths, judged)
     run.activations.release()
     tick(f"error {error:.4f}")
+
+
+def _all_finite(hidden: Tensor) -> bool:
+    """Of (B, S, C), which may be a mapped file: a sequence at a time, since a copy is made of what is looked at."""
+    return all(bool(torch.isfinite(row).all()) for row in hidden)
 
 
 def _check_stored(result: BlockResult) -> None:

@@ -139,7 +139,10 @@ class Partial:
     def load_hidden(self, layer: int, into: Tensor) -> Tensor | None:
         """Copy the hidden states before block `layer` (P, B, S, C), f32, `into`; returns those of the held-out text."""
         file = SafetensorsFile(self._hidden(layer))
-        into.copy_(torch.from_numpy(file.array("hidden").copy()))
+        kept = file.array("hidden")
+        for path, rows in enumerate(kept):  # a sequence at a time: all of them may not fit into memory
+            for row, values in enumerate(rows):
+                into[path, row] = torch.from_numpy(values.copy())
         return torch.from_numpy(file.array("judged").copy()) if "judged" in file.specs else None
 
     # -- what the model wrote -----------------------------------------------------------------------------------

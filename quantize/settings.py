@@ -59,6 +59,8 @@ class QuantizeSettings:
             object.__setattr__(self, "recipe", EFFORTS[self.effort])
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"--device {self.device} cannot be used; choose cpu or cuda")
+        if not 0 <= self.seed < 1 << 31:
+            raise UsageError(f"--seed {self.seed} cannot be used; choose a number from 0 to {(1 << 31) - 1}")
         if self.samples < 1:
             raise UsageError(f"--samples {self.samples} leaves nothing to calibrate on; use at least 1, better 32")
         if self.length < 16:
@@ -78,7 +80,9 @@ class QuantizeSettings:
     def that_matter(self) -> dict[str, Any]:
         """The settings that decide the result; an unfinished run may only be continued with the same."""
         chosen = asdict(self)
-        del chosen["resume"], chosen["max_activations"]
+        del chosen["resume"]
+        if self.max_memory is None:  # otherwise it decides how many sequences are summed up at once
+            del chosen["max_activations"]
         return chosen
 
 
