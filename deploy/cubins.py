@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deploy.kernels.tuning import SHARED_LIMIT, tuning
 from edgevl.backends.cuda_kernels import POINTER_ALIGN, Kernel, KernelRecord
@@ -105,7 +105,7 @@ def _run(jobs: Mapping[str, Job], moved: Callable[[int], None]) -> dict[str, Job
     with tempfile.TemporaryDirectory(prefix="edgevl-triton-") as folder:
 
         def work(_: int) -> None:
-            with _compiler(folder) as process:
+            with tempfile.TemporaryFile(dir=folder) as said, _compiler(folder, said) as process:
                 assert process.stdin is not None and process.stdout is not None
                 while True:
                     try:
@@ -116,7 +116,7 @@ def _run(jobs: Mapping[str, Job], moved: Callable[[int], None]) -> dict[str, Job
                         process.stdin.write(json.dumps(job) + "\n")
                         process.stdin.flush()
                     line = process.stdout.readline()
-                    answers[key] = json.loads(line) if line else {"error": "the compiler died"}
+                    answers[key] = json.loads(line) if line else {"error": f"the compiler died ({_last_line(said)})"}
                     moved(len(answers))
 
         count = min(len(jobs), os.cpu_count() or 1)
@@ -128,7 +128,7 @@ def _run(jobs: Mapping[str, Job], moved: Callable[[int], None]) -> dict[str, Job
     return answers
 
 
-def _compiler(folder: str) -> subprocess.Popen[str]:
+def _compiler(folder: str, said: IO[bytes]) -> subprocess.Popen[str]:
     root = str(_SOURCES.parent.parent)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment |= {
@@ -138,8 +138,15 @@ def _compiler(folder: str) -> subprocess.Popen[str]:
     }
     command = [sys.executable, "-m", "deploy.kernels.compiler"]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
     )
+
+
+def _last_line(said: IO[bytes]) -> str:
+    """What a process that died said last."""
+    said.seek(0)
+    lines = said.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _finish(key: str, kernel: Kernel, job: Job, answer: Job) -> tuple[KernelRecord, bytes]:

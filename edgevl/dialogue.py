@@ -227,7 +227,7 @@ def load_picture(path: Path, way: str) -> Picture:
 def _path(rest: str) -> Path:
     """One path, whole or with a shell's quotes."""
     paths = _paths(rest)
-    return paths[0] if len(paths) == 1 else Path(rest).expanduser()
+    return paths[0] if len(paths) == 1 else _expanded(rest)
 
 
 def _paths(rest: str) -> list[Path]:

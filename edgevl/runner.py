@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevl.errors import UsageError
+from edgevl.config import ModelConfig
+from edgevl.errors import CapacityError, UsageError
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
@@ -76,3 +77,37 @@ def alike_rows(runner: Runner) -> int:
     A backend promises it as an attribute `alike_rows`; one that says nothing promises a single token.
     """
     return int(getattr(runner, "alike_rows", 1))
+
+
+def check_step(config: ModelConfig, limits: Limits, tokens: I32, images: F32 | None, logit_rows: I32) -> dict[str, int]:
+    """The counts of a step, by the symbols of a recorded graph.
+
+    Raises `CapacityError` for a step over the limits, `UsageError` for one without tokens or with images for no eyes.
+    """
+    rows = 0 if images is None else len(images)
+    for what, found, most in (
+        ("tokens", tokens.size, limits.chunk),
+        ("rows of logits", logit_rows.size, limits.logit_rows),
+        ("image rows", rows, limits.chunk),
+    ):
+        if found > most:
+            raise CapacityError(f"a step of {found} {what} is over the plan's limit of {most}; split it into several")
+    if tokens.size == 0:
+        raise UsageError("a step has no tokens; it needs at least one")
+    if rows and config.vision is None:
+        raise UsageError(f"{rows} image rows were given to a model without vision; pass None")
+    return {"tokens": tokens.size, "logits": logit_rows.size, "images": rows}
+
+
+def check_tiles(config: ModelConfig, limits: Limits, pixels: NDArray[np.uint8]) -> dict[str, int]:
+    """The counts of a vision run, likewise; raises `UsageError` for other shapes, `CapacityError` for too many."""
+    if config.vision is None:
+        raise UsageError("this model has no vision tower; it reads text only")
+    side = config.vision.tile_size
+    if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+        raise UsageError(f"tiles have the shape {pixels.shape}; they must be (n, {side}, {side}, 3)")
+    if len(pixels) > limits.tiles:
+        raise CapacityError(
+            f"{len(pixels)} tiles are over the plan's limit of {limits.tiles}; run them in several calls"
+        )
+    return {"tiles": len(pixels)}

@@ -105,9 +105,8 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     down = checkpoint.spec(f"{block_table(checkpoint.config, 0).linears[-1]}.weight")
     item = down.nbytes // (t.hidden_size * t.intermediate_size)
     packed = int(linears * 0.6)  # codes, and scales and zeros of groups of 32 at most
-    hidden = (
-        settings.paths * settings.samples * settings.length * t.hidden_size * 4
-    )  # before and after a block, and the one in hand
+    # before a block, after it, and in hand
+    hidden = settings.paths * settings.samples * settings.length * t.hidden_size * 4
     judged = 4 * HELD_OUT * min(512, t.max_positions) * t.hidden_size * 4 if settings.measure else 0
     copies = 2 if hidden <= settings.max_activations else 3
     needed = total - linears * item + 2 * packed + copies * hidden + judged + _SMALL_FILES

@@ -148,7 +148,8 @@ def _quality(
     quantized model's of the samples. How far the two figures lie apart says what the choice of samples did.
     """
     quality = compare_states(checkpoint, checkpoint, states, _ids(held_out), device, progress).to_json()
-    wanted = last_hidden(checkpoint, samples, device, lambda d, n: progress("the original", d, n))
+    coarse = coarse_pays(device)  # as the samples' path through the quantized blocks was
+    wanted = last_hidden(checkpoint, samples, device, lambda d, n: progress("the original", d, n), coarse)
     seen = compare_states(checkpoint, checkpoint, [wanted, own], _ids(samples), device, progress)
     return {**quality, "text": "edgevl's held-out text", "kl_on_calibration": seen.kl}
 

@@ -107,16 +107,20 @@ def text_tokens(checkpoint: Checkpoint, text: str) -> list[list[int]]:
 
 
 def last_hidden(
-    checkpoint: Checkpoint, samples: list[Sample], device: str, progress: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    samples: list[Sample],
+    device: str,
+    progress: Callable[[int, int], None],
+    coarse: bool = False,
 ) -> Tensor:
-    """(B, S, C) before the final norm, for B samples of S tokens; one block is in memory at a time."""
+    """(B, S, C) before the final norm, for B samples of S tokens; one block is in memory. `coarse`: see `TorchOps`."""
     config = checkpoint.config.text
     hidden = embed_samples(checkpoint, samples, device)
     parts = CheckpointParts(checkpoint, device)
     for layer in range(config.layers):
         progress(layer, config.layers)
         parts.keep(f"layers.{layer}.")
-        ops = TorchOps(parts, hidden.shape[1])
+        ops = TorchOps(parts, hidden.shape[1], coarse=coarse)
         for begin in range(0, hidden.shape[0], _AT_ONCE):
             x = hidden[begin : begin + _AT_ONCE]
             step = batch_step(torch.zeros(x.shape[:2], dtype=torch.int64, device=device))

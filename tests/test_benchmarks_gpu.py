@@ -44,7 +44,7 @@ def test_checks_pass_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
     found = operations(device, "sm_90", every=60)
     assert all(entry["cases"] > 0 and entry["worst"] <= 1 for entry in found.values()), found
     result = tiny_model(device, "sm_90", tokens=2)
-    assert result["largest_difference"] < 0.1
+    assert result["largest_difference"] < 0.1 and result["steps_alike"]
 
 
 def test_the_command_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

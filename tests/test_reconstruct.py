@@ -37,9 +37,10 @@ class Case:
             self.config.text, self.table, dict(self.block), seen, scheme, keep_f32, recipe=ROUNDED
         )
 
-    def learn(self, steps: int, seed: int = 0) -> module.Reconstruction:
+    def learn(self, steps: int, seed: int = 0, coarse: bool = False) -> module.Reconstruction:
         floats = dict(self.result.floats)
-        return reconstruct(self.config.text, self.table, self.result, floats, self.hidden, self.wanted, steps, seed)
+        given = (self.config.text, self.table, self.result, floats, self.hidden, self.wanted, steps, seed)
+        return reconstruct(*given, coarse=coarse)
 
     def error(self) -> float:
         found = torch.empty_like(self.hidden)
@@ -48,11 +49,11 @@ class Case:
         return float((found - self.wanted).square().mean())
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_the_block_comes_nearer_to_the_float_path(symmetric: bool) -> None:
+@pytest.mark.parametrize(("symmetric", "coarse"), [(False, False), (True, False), (False, True)])
+def test_the_block_comes_nearer_to_the_float_path(symmetric: bool, coarse: bool) -> None:
     case = Case(symmetric)
     before, zeros = case.error(), {name: w.zeros.copy() for name, w in case.result.linears.items()}
-    done = case.learn(60)
+    done = case.learn(60, coarse=coarse)
     assert done.kept and done.error_after < 0.8 * done.error_before
     assert case.error() < 0.9 * before
     for name, weight in case.result.linears.items():

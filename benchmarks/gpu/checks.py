@@ -64,8 +64,8 @@ def _difference(found: Any, wanted: Any) -> float:
 def tiny_model(device: Device, architecture: str, tokens: int = 10) -> dict[str, Any]:
     """A prompt with pictures and some greedy tokens: the largest difference of logits, and whether the tokens agree.
 
-    The CPU backend rounds activations to int8 and the GPU does not, so logits agree to a few hundredths. Where the
-    native extension is missing, the reference computes.
+    And whether steps of several tokens are those of one each. The CPU backend rounds activations to int8 and the GPU
+    does not, so logits agree to a few hundredths. Where the native extension is missing, the reference computes.
     """
     config, limits = tiny(), LIMITS
     weights = random_weights(config)
@@ -94,4 +94,15 @@ def tiny_model(device: Device, architecture: str, tokens: int = 10) -> dict[str,
         logits = [r.decode(*step, None, last).copy() for r in (gpu, other)]
         worst, place = max(worst, _difference(*logits)), place + 1
         same &= int(chosen[0]) == int(np.argmax(logits[1][0, : config.tokens.size]))
-    return {"against": other.backend, "largest_difference": round(worst, 4), "same_tokens": same}
+    found = {"against": other.backend, "largest_difference": round(worst, 4), "same_tokens": same}
+    return {**found, "steps_alike": _alike(gpu, place)}
+
+
+def _alike(gpu: CudaRunner, place: int) -> bool:
+    """Whether a step of several tokens gives, bit by bit, the logits of steps of one: guesses rely on it."""
+    count = min(gpu.alike_rows, gpu.limits.logit_rows)
+    ids = np.arange(5, 5 + count, dtype=np.int32)
+    rows, slot = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
+    together = gpu.decode(ids, place + rows, slot, None, rows).copy()
+    alone = [gpu.decode(ids[i : i + 1], place + rows[i : i + 1], slot[:1], None, rows[:1]).copy() for i in rows]
+    return bool(np.array_equal(together, np.concatenate(alone)))

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from edgevl._native import Plan
 from edgevl.config import ModelConfig, TextConfig
-from edgevl.errors import CapacityError, UsageError
+from edgevl.errors import UsageError
 from edgevl.layouts import StoredWeight
 from edgevl.memory import ALIGN, GEMV_ROWS, KEY_LANES, MemoryPlan, max_counts, plan_memory
 from edgevl.recorder import Buffer, Graph, Node, WeightRef, record_decoder, record_vision
 from edgevl.rope import inverse_frequencies
-from edgevl.runner import F32, I32, Limits
+from edgevl.runner import F32, I32, Limits, check_step, check_tiles
 
 Array = NDArray[Any]
 Weights = Callable[[str], StoredWeight]
@@ -272,22 +272,7 @@ class CpuRunner:
 
     def decode(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> F32:
         """See `Runner.decode`. Raises `CapacityError` for a step over the limits, `UsageError` for a wrong index."""
-        rows = 0 if images is None else len(images)
-        limits = self.limits
-        for what, found, most in (
-            ("tokens", tokens.size, limits.chunk),
-            ("rows of logits", logit_rows.size, limits.logit_rows),
-            ("image rows", rows, limits.chunk),
-        ):
-            if found > most:
-                raise CapacityError(
-                    f"a step of {found} {what} is over the plan's limit of {most}; split it into several"
-                )
-        if tokens.size == 0:
-            raise UsageError("a step has no tokens; it needs at least one")
-        if rows and self.config.vision is None:
-            raise UsageError(f"{rows} image rows were given to a model without vision; pass None")
-        counts = {"tokens": tokens.size, "logits": logit_rows.size, "images": rows}
+        counts = check_step(self.config, self.limits, tokens, images, logit_rows)
         given: dict[str, Array] = {
             "tokens": tokens,
             "positions": positions,
@@ -301,16 +286,7 @@ class CpuRunner:
 
     def vision(self, pixels: NDArray[np.uint8]) -> F32:
         """See `Runner.vision`. Raises `CapacityError` for more tiles than the plan holds."""
-        if self.config.vision is None:
-            raise UsageError("this model has no vision tower; it reads text only")
-        side = self.config.vision.tile_size
-        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
-            raise UsageError(f"tiles have the shape {pixels.shape}; they must be (n, {side}, {side}, 3)")
-        if len(pixels) > self.limits.tiles:
-            raise CapacityError(
-                f"{len(pixels)} tiles are over the plan's limit of {self.limits.tiles}; run them in several calls"
-            )
-        counts = {"tiles": len(pixels)}
+        counts = check_tiles(self.config, self.limits, pixels)
         self._program.fill("vision", {"pixels": pixels}, counts)
         return self._program.run("vision", counts)
 

@@ -18,9 +18,9 @@ from edgevl.backends.cuda_kernels import Region
 from edgevl.backends.cuda_lowering import FEW_ROWS
 from edgevl.backends.cuda_program import Cubins, Program, Weights
 from edgevl.config import ModelConfig, TextConfig
-from edgevl.errors import CapacityError, UsageError
+from edgevl.errors import UsageError
 from edgevl.recorder import Graph, record_decoder, record_vision
-from edgevl.runner import F32, I32, Limits
+from edgevl.runner import F32, I32, Limits, check_step, check_tiles
 
 Array = NDArray[Any]
 
@@ -68,8 +68,8 @@ class CudaRunner:
             self._device.replay(captured)
 
     def _step(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> dict[str, int]:
-        counts = {"tokens": tokens.size, "logits": logit_rows.size, "images": 0 if images is None else len(images)}
-        self._check(counts, tokens, positions, slots, logit_rows)
+        counts = check_step(self.config, self.limits, tokens, images, logit_rows)
+        self._check_indices(counts["images"], tokens, positions, slots, logit_rows)
         given: dict[str, Array] = {"tokens": tokens, "positions": positions, "slots": slots, "logit_rows": logit_rows}
         if images is not None:
             given["images"] = images
@@ -77,21 +77,11 @@ class CudaRunner:
         self._run("decoder", counts)
         return counts
 
-    def _check(self, counts: dict[str, int], tokens: I32, positions: I32, slots: I32, logit_rows: I32) -> None:
+    def _check_indices(self, images: int, tokens: I32, positions: I32, slots: I32, logit_rows: I32) -> None:
         """A kernel trusts its indices, so every one is looked at before."""
         limits = self.limits
-        most = {"tokens": limits.chunk, "logits": limits.logit_rows, "images": limits.chunk}
-        for what, count in counts.items():
-            if count > most[what]:
-                raise CapacityError(
-                    f"a step has {count} {what}, the plan's limit is {most[what]}; split it into several"
-                )
-        if tokens.size == 0:
-            raise UsageError("a step has no tokens; it needs at least one")
-        if counts["images"] and self.config.vision is None:
-            raise UsageError(f"{counts['images']} image rows were given to a model without vision; pass None")
         for name, values, low, end in (
-            ("token", tokens, -counts["images"], self.config.text.vocab_size),
+            ("token", tokens, -images, self.config.text.vocab_size),
             ("position", positions, 0, limits.context),
             ("slot", slots, 0, limits.slots),
             ("row of logits", logit_rows, 0, tokens.size),
@@ -112,16 +102,7 @@ class CudaRunner:
 
     def vision(self, pixels: NDArray[np.uint8]) -> F32:
         """See `Runner.vision`. Raises `CapacityError` for more tiles than the plan holds."""
-        if self.config.vision is None:
-            raise UsageError("this model has no vision tower; it reads text only")
-        side = self.config.vision.tile_size
-        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
-            raise UsageError(f"tiles have the shape {pixels.shape}; they must be (n, {side}, {side}, 3)")
-        if len(pixels) > self.limits.tiles:
-            raise CapacityError(
-                f"{len(pixels)} tiles are over the plan's limit of {self.limits.tiles}; run them in several calls"
-            )
-        counts = {"tiles": len(pixels)}
+        counts = check_tiles(self.config, self.limits, pixels)
         self._program.fill("vision", {"pixels": pixels}, counts)
         self._program.launch("vision", counts)
         return self._program.result("vision", counts)

@@ -70,6 +70,7 @@ class Program:
         real_tokens: int = 0,
     ) -> None:
         self._device, self._cubins, self._weights = device, cubins, weights
+        self._given: dict[str, Array] = {}  # the inputs of the last step
         lowered = lower(graphs, text, limits, self._form, real_tokens)
         self._graphs = lowered.graphs
         self.plan: DevicePlan = plan_device(list(self._graphs.values()), limits, text)
@@ -139,6 +140,7 @@ class Program:
             if array.size != size:
                 raise UsageError(f"the input {key!r} has {array.size} values; this step needs {size}")
             self._device.write(self.address(buffer, name), array)
+            self._given[key] = array  # a driver may read late; what is given next comes after a `read`
 
     def _prepare_all(self, choices: Sequence[Choice[Launch]], name: str) -> list[Choice[_Call]]:
         """Addresses instead of names; ways that no step can take are left out."""

@@ -49,7 +49,7 @@ _LIVE = Retention(segment_bytes=16_000_000, segment_seconds=86400.0, keep_bytes=
 @click.option("--metrics", type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port of 127.0.0.1.")
 @click.option("--for", "limit", type=duration, help="End after this time; default: cameras never do.")
 @click.option("--threads", type=int, help="Default: every core.")
-@click.option("--backend", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "cpu", "cuda", "reference"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; needs -o.")
 def command(
     bundle: Path,

@@ -37,7 +37,7 @@ _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context 
 @click.option("--tiling", type=click.Choice(["hf", "native"]), help="How pictures are cut; default: the model's own.")
 @click.option("--embeddings", type=click.Path(path_type=Path), help="Keep embeddings in this folder, for later runs.")
 @click.option("--threads", type=int, help="Default: every core.")
-@click.option("--backend", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "cpu", "cuda", "reference"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a JSON document on a line.")
 def command(
     bundle: Path,
