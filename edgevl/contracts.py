@@ -45,8 +45,8 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "attention": Contract(
         "(T, H·D), cache (slots, G, S, D) -> (T, H·D)",
-        "f32, f16|int8|f32 -> f32",
-        2e-5,
+        "f32, f16|int8|f32 -> f32; over f16 and int8, steps of many tokens may round all three to int16",
+        5e-4,
         "Ainslie et al. 2023 (GQA)",
         half=2e-3,
     ),
@@ -55,7 +55,11 @@ CONTRACTS: dict[str, Contract] = {
     "patches": Contract("(n, S, S, 3) -> (n·P, 3·p²)", "u8 -> f32", 1e-6, "RADIO: im2patches after the conditioner"),
     "vision_tokens": Contract("(n·P, C), (P, C), (R, C) -> (n·(R+P), C)", "f32", 1e-6, "RADIO: CPE and class tokens"),
     "full_attention": Contract(
-        "(n·t, 3C) -> (n·t, C)", "f32", 2e-5, "Vaswani et al. 2017, arXiv 1706.03762", half=2e-3
+        "(n·t, 3C) -> (n·t, C)",
+        "f32",
+        2e-5,
+        "Vaswani et al. 2017, arXiv 1706.03762",
+        half=2e-3,
     ),
     "pixel_shuffle": Contract("(n·(R+P), C) -> (n·P/4, 4C)", "f32", 0.0, "InternVL pixel shuffle, version 2"),
 }

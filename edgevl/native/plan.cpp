@@ -28,7 +28,7 @@ int64_t item_bytes(Dtype dtype) { return dtype == Dtype::u8 ? 1 : 4; }
 int64_t padded(int64_t size) { return (size + 31) / 32 * 32; }
 
 int64_t flash_floats(int64_t size, int64_t rows) {
-    return rows * (2 * padded(size) + kKeys + 2) + 2 * kKeys * padded(size);
+    return rows * (2 * padded(size) + kKeys + 3) + 2 * kKeys * padded(size);
 }
 
 template <class T>
@@ -332,7 +332,7 @@ void Plan::vision_tokens(int graph, int x, int positions, int prefix, int out) {
         VisionTokens{rows, as<float>(in), p, r, as<float>(output(out, rows, in.cols))});
 }
 
-void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, int out) {
+void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, bool whole, int out) {
     const Buffer& in = buffer_at(qkv, Dtype::f32, "qkv");
     require(heads > 0 && tokens > 0 && in.cols % (3 * heads) == 0 && in.rows.factor % tokens == 0,
             "qkv of " + text(in.cols) + " columns cannot be split into 3 times " + text(heads) +
@@ -340,7 +340,7 @@ void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, int
     const int64_t size = in.cols / (3 * heads);
     need_thread_scratch(flash_floats(size, kQueryRows), "full_attention");
     add(graph, kernels_.full_attention,
-        FullAttention{in.rows, as<float>(in), heads, tokens, size,
+        FullAttention{in.rows, as<float>(in), heads, tokens, size, whole,
                       as<float>(output(out, in.rows, heads * size))});
 }
 

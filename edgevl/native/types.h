@@ -187,6 +187,7 @@ struct FullAttention {
     Rows rows;
     const float* qkv;
     int64_t heads, tokens, size;
+    bool whole;  // in whole numbers, as the tower's linears then are too
     float* out;
 };
 
@@ -207,8 +208,18 @@ struct Kernel {
     void (*run)(const Args&, const Step&, int phase, int64_t item, float* scratch);
 };
 
+// What an instruction set can do at most.
+struct Probe {
+    // `rounds` of int8 products in registers; gives the operations done. *sink only keeps them from being
+    // left out.
+    int64_t (*products)(int64_t rounds, int32_t* sink);
+    // Reads `count` floats, a multiple of 64; gives their sum.
+    float (*read)(const float* p, int64_t count);
+};
+
 struct KernelTable {
     const char* name;
+    Probe probe;
     Kernel<Embed> embed;
     Kernel<RmsNorm> rms_norm;
     Kernel<LayerNorm> layer_norm;

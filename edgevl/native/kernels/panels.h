@@ -89,7 +89,7 @@ static inline Sums dot4(Sums sums, __m512i codes, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
 #if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(four));
+    return add_fours(sums, codes, _mm512_set1_epi32(four));
 #else
     const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi32(four));  // at most 2 · 15 · 127
     return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
