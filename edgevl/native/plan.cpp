@@ -408,19 +408,19 @@ void Plan::check_places(const Place& place, const Counts& counts) {
     }
 }
 
-void Plan::work(const Graph& graph, const Step& step, int thread) {
+bool Plan::work(const Graph& graph, const Step& step, int thread) {
     uint8_t* place = arena_.data + arena_.thread_offset + thread * arena_.thread_bytes;
     float* scratch = reinterpret_cast<float*>(place);
+    uint32_t number = 0;
     for (const std::unique_ptr<Node>& node : graph.nodes) {
         for (int phase = 0; phase < node->phases(); ++phase) {
             const int64_t items = node->items(step, phase);
             if (items == 0) continue;
-            for (int64_t item = pool_.next(); item < items; item = pool_.next()) {
-                node->run(step, phase, item, scratch);
-            }
-            pool_.barrier();
+            const auto run = [&](int64_t item) { node->run(step, phase, item, scratch); };
+            if (!pool_.phase(thread, number++, items, run)) return false;
         }
     }
+    return true;
 }
 
 void Plan::run(int index, const Counts& counts) {
@@ -439,7 +439,7 @@ void Plan::run(int index, const Counts& counts) {
     pool_.run(
         [](void* opaque, int thread) {
             const Context& c = *static_cast<Context*>(opaque);
-            c.plan->work(*c.graph, c.step, thread);
+            return c.plan->work(*c.graph, c.step, thread);
         },
         &context);
 }

@@ -122,7 +122,7 @@ class Plan {
     void add_places(Graph& graph, Rows rows, const int32_t* positions, const int32_t* slots);
     void check(Graph& graph, const Counts& counts);
     void check_places(const Place& place, const Counts& counts);
-    void work(const Graph& graph, const Step& step, int thread);
+    bool work(const Graph& graph, const Step& step, int thread);
 
     const Arena arena_;
     const Counts limits_;
