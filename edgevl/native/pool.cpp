@@ -4,7 +4,8 @@ namespace edgevl {
 
 namespace {
 
-constexpr int kSpins = 4000;  // some tens of microseconds
+constexpr int kStartSpins = 4000;   // some tens of microseconds
+constexpr int kPhaseSpins = 40000;  // some hundreds
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -27,8 +28,8 @@ void Pool::Gate::advance() {
     changed.notify_all();
 }
 
-void Pool::Gate::wait(uint64_t seen) {
-    for (int i = 0; i < kSpins; ++i) {
+void Pool::Gate::wait(uint64_t seen, int spins) {
+    for (int i = 0; i < spins; ++i) {
         if (value.load(std::memory_order_acquire) != seen) return;
         pause();
     }
@@ -71,7 +72,8 @@ void Pool::barrier() {
         return;
     }
     const uint64_t seen = phase_.value.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) return phase_.wait(seen);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_)
+        return phase_.wait(seen, kPhaseSpins);
     arrived_.store(0, std::memory_order_relaxed);
     next_.store(0, std::memory_order_relaxed);
     phase_.advance();
@@ -79,7 +81,7 @@ void Pool::barrier() {
 
 void Pool::work(int thread) {
     for (uint64_t seen = 0;; ++seen) {
-        start_.wait(seen);
+        start_.wait(seen, kStartSpins);
         if (stop_) return;
         body_(context_, thread);
         barrier();

@@ -1,7 +1,8 @@
 // A thread pool that runs one function on all its threads, with barriers inside.
 //
-// Waiting threads spin for some microseconds and then sleep, so that a chain of short steps costs no system
-// call and idle cores do not burn. Nothing is allocated after construction.
+// Threads that wait for work spin for some microseconds and then sleep, so that a chain of short steps costs
+// no system call and idle cores do not burn. Inside a step they spin ten times as long: a core that is given
+// away to another process there is missed by all the others. Nothing is allocated after construction.
 #pragma once
 
 #include <atomic>
@@ -42,7 +43,7 @@ class Pool {
         std::condition_variable changed;
 
         void advance();
-        void wait(uint64_t seen);
+        void wait(uint64_t seen, int spins);
     };
 
     void work(int thread);
