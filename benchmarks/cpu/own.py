@@ -18,7 +18,6 @@ from edgevl import __version__
 from edgevl.backends.cpu import CpuRunner, Weights
 from edgevl.bundle import Bundle
 from edgevl.config import ModelConfig
-from edgevl.machine import peak_resident_bytes
 from edgevl.memory import kv_row_bytes
 from edgevl.models.names import all_parts
 from edgevl.prefill import feed
@@ -66,7 +65,7 @@ def main() -> None:
     first = time.perf_counter() - began
     measured = measure(job, own)
     measured |= {"load_seconds": loaded, "first_token_seconds": first, "versions": {"edgevl": __version__}}
-    measured |= {"resident_bytes": peak_resident_bytes(), "planned_bytes": runner.planned_bytes}
+    measured["planned_bytes"] = runner.planned_bytes
     read = sum(weights(part.name).nbytes for part in all_parts(config) if part.region in ("text", "head"))
     row = 2 * config.text.layers * config.text.kv_heads * kv_row_bytes(limits.kv, config.text.head_dim)
     measured["step_bytes"] = {str(depth): read + row * (depth + job.generate // 2) for depth in job.depths}
@@ -95,9 +94,7 @@ def _vision(job: Job) -> Measured:
     pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     seconds = []
     for _ in range(job.repeats + 1):
-        start = time.perf_counter()
-        runner.vision(pixels)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(job.seconds(runner.vision, pixels))
     return {"tile_seconds": seconds[1:], "backend": runner.backend, "versions": {"edgevl": __version__}}
 
 

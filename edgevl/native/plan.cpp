@@ -246,8 +246,8 @@ void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out
     uint8_t* coded = nullptr;
     if (w.group > 0) {
         const int64_t row = coded_row_bytes(w), rows = limits_.value[in.rows.symbol] * in.rows.factor;
-        need_thread_scratch(kGemvRows * row / 4, "linear");
-        coded = shared_scratch(rows * row, "linear");
+        need_thread_scratch(kTileRows * row / 4, "linear");
+        coded = shared_scratch((rows + kTileRows - 1) / kTileRows * kTileRows * row, "linear");
     }
     add(graph, kernels_.linear, Linear{in.rows, as<float>(in), w, gelu, added, coded, as<float>(y)});
 }

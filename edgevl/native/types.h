@@ -67,7 +67,8 @@ static inline int64_t split_parts(int64_t context) {
     return (context + split_keys(context) - 1) / split_keys(context);
 }
 
-// Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum.
+// Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum. There is
+// room for whole tiles of kTileRows of them.
 static inline int64_t coded_row_bytes(const Weight& w) {
     return (w.groups * w.group + 12 * w.groups + 63) / 64 * 64;
 }

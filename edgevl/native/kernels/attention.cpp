@@ -66,6 +66,7 @@ void score(const Flash& f, int64_t row, const CachedKeys& keys, int64_t first, i
         EDGEVL_UNROLL
         for (int b = 0; b < B; ++b) {
             const V k = key_vector(keys, first + key + b * W, d);
+            fetch_keys(keys, first + key + b * W, d);
             EDGEVL_UNROLL
             for (int r = 0; r < R; ++r) acc[r][b] = fma(k, splat(q[r * f.padded + d]), acc[r][b]);
         }
@@ -89,6 +90,7 @@ void weigh(const Flash& f, int64_t row, const Source& values, int64_t first, int
         EDGEVL_UNROLL
         for (int b = 0; b < B; ++b) {
             const V v = stored_vector(values.data, values.kind, (first + i) * values.stride + d + b * W);
+            fetch(values, (first + i + kKeys) * values.stride + d + b * W);
             EDGEVL_UNROLL
             for (int r = 0; r < R; ++r) acc[r][b] = fma(v, splat(weights[r * kKeys + i]), acc[r][b]);
         }

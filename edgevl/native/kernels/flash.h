@@ -28,6 +28,9 @@ static inline float stored_at(const void* data, Kind kind, int64_t at) {
     if (kind == Kind::int8) return float(static_cast<const int8_t*>(data)[at]);
     return static_cast<const float*>(data)[at];
 }
+static inline void fetch(const Source& s, int64_t at) {
+    __builtin_prefetch(static_cast<const char*>(s.data) + at * cache_item(s.kind));
+}
 static inline float row_scale(const Source& s, int64_t row) {
     return s.kind == Kind::int8 ? s.scales[row] : 1.0f;
 }
@@ -39,6 +42,12 @@ struct CachedKeys {
     int64_t size;         // D
     const float* scales;  // int8 only
 };
+
+// Fetches what `key_vector` gives kKeys keys further on.
+static inline void fetch_keys(const CachedKeys& s, int64_t first, int64_t d) {
+    const int64_t at = ((first + kKeys) / kKeyLanes * s.size + d) * kKeyLanes;
+    __builtin_prefetch(static_cast<const char*>(s.data) + at * cache_item(s.kind));
+}
 
 // Number d of the W keys from `first` on, a multiple of W; int8 without its scale.
 static inline V key_vector(const CachedKeys& s, int64_t first, int64_t d) {
