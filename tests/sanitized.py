@@ -1,4 +1,4 @@
-"""`python tests/sanitized.py address,undefined` (or `thread`): the op tests with the C++ kernels compiled under sanitizers.
+"""`python tests/sanitized.py address,undefined` (or `thread`): the op tests on C++ kernels built under sanitizers.
 
 The module is built into build/sanitize-..., and only this process uses it. Exits with 1 when a test fails or a
 sanitizer has something to say. Part of `make test`.
