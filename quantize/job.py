@@ -287,6 +287,7 @@ def _one_block(
     report = {
         "layer": layer,
         "error": error,
+        "drift": None if judged is None else _drift(judged),
         **result.report(),
         "reconstruction": None if learned is None else asdict(learned),
         "channels": seen_channels,
@@ -296,6 +297,13 @@ def _one_block(
     partial.save_hidden(layer + 1, run.activations.paths, judged)
     run.activations.release()
     tick(f"error {error:.4f}")
+
+
+def _drift(judged: Tensor) -> float:
+    """Of (2, B, S, C): how far the quantized path is from the float path, relative to each token's own state."""
+    float_path, own = judged
+    apart = (own - float_path).square().mean(dim=2)
+    return float((apart / float_path.square().mean(dim=2).clamp(min=1e-30)).mean())
 
 
 def _all_finite(hidden: Tensor) -> bool:
