@@ -116,8 +116,9 @@ def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) ->
 def answer_loss(
     eyes: Eyes, reader: Reader, asked: Sequences, beside: list[Seen], labels: Labels
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over answer tokens plus a part of the labels' loss; and both as numbers.
+    """Weighted cross-entropy of answer tokens plus a part of the labels' loss; and both as numbers.
 
+    An answer counts as the square root of its tokens: a page that is read aloud has fifty times those of a total.
     Of the pictures `beside` only the labels are learned; `labels` are first of the pictures asked about, then of these.
     """
     device = labels.things.device
@@ -126,7 +127,9 @@ def answer_loss(
     rows, patches = eyes(torch.from_numpy(pixels).to(device))
     logits = answer_logits(rows[: tiles * len(rows) // len(pixels)], eyes, reader, asked).float()
     targets = torch.from_numpy(asked.targets).to(device)
-    loss = functional.cross_entropy(logits, targets)
+    lengths = np.bincount(asked.answers)[asked.answers]
+    weights = torch.from_numpy(lengths.astype(np.float32) ** -0.5).to(device)
+    loss = (functional.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
     right = float((logits.argmax(dim=1) == targets).float().mean())
     first = torch.from_numpy(np.concatenate([asked.first_tiles, np.arange(tiles, len(pixels))])).to(device)
     first_rows, first_patches = (x.reshape(len(pixels), -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))
