@@ -12,22 +12,21 @@ import torch
 from torch import nn
 
 from training.network import Eyes
-from training.plan import Plan
 
 
 class Optimizers:
     """Both as one; `torch.optim.Optimizer`'s words."""
 
-    def __init__(self, eyes: Eyes, others: Iterable[nn.Parameter], plan: Plan, rate: float) -> None:
-        """`others` learn beside the eyes; `rate` is AdamW's highest, Muon's is the plan's."""
+    def __init__(self, eyes: Eyes, others: Iterable[nn.Parameter], rate: float, muon_rate: float) -> None:
+        """`others` learn beside the eyes; `rate` and `muon_rate` are the highest."""
         matrices = eyes.matrices()
         taken = {id(p) for p in matrices}
         rest = [p for p in (*eyes.parameters(), *others) if id(p) not in taken]
         self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=plan.muon_rate, weight_decay=0.01),
+            torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01),
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0, fused=True),
         ]
-        self._highest = (plan.muon_rate, rate)
+        self._highest = (muon_rate, rate)
         self._rest = rest
 
     def step(self, share: float) -> None:

@@ -38,6 +38,7 @@ from training.state import load, save
 from training.tower import shares
 
 _DENSE = 0.3  # weight of the label maps
+_CALMER = 0.3  # steps of tower and projector, as a share of the first stage's
 _TEXT = 0.5  # weight of the distance on plain text
 _TEXT_EVERY = 8  # steps between looks at it, each of which counts as many times
 _TEXT_TOKENS = 192  # of the plain text in each look
@@ -53,7 +54,7 @@ def train_reader(
     """
     reader = Reader(checkpoint.config, CheckpointParts(checkpoint), plan.rank, device).to(device)
     modules = [eyes, reader]
-    optimizers = Optimizers(eyes, reader.parameters(), plan, plan.reader_rate)
+    optimizers = Optimizers(eyes, reader.parameters(), plan.reader_rate, _CALMER * plan.muon_rate)
     place = load(folder, "reader", modules, optimizers)
     if place is None:
         if start is not None:

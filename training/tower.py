@@ -26,7 +26,7 @@ from training.state import load, save
 
 def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, device: str) -> None:
     """Train until `plan.tower_steps`, going on from the folder's state; writes `tower.safetensors` there."""
-    optimizers = Optimizers(eyes, (), plan, plan.tower_rate)
+    optimizers = Optimizers(eyes, (), plan.tower_rate, plan.muon_rate)
     place = load(folder, "tower", [eyes], optimizers) or {"step": 0, "pictures": 0}
     if place["step"] >= plan.tower_steps:
         return
