@@ -75,7 +75,7 @@ class BuildSettings:
         }
         gpu = target_info(self.target).backend == "cuda"
         for name, values in allowed.items():
-            chosen = tuple(v for v in values if not (gpu and (v == "f32" or (name, v) == ("kv", "int8"))))
+            chosen = tuple(v for v in values if not (gpu and v == "f32"))
             if getattr(self, name) not in chosen:
                 where = f" for {self.target}" if gpu else ""
                 raise UsageError(f"--{name} {getattr(self, name)} cannot be built{where}; choose {' or '.join(chosen)}")

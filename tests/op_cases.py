@@ -381,7 +381,7 @@ def float_twin(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | 
 
 
 def readable_on_gpu(case: Case) -> bool:
-    """GPU bundles hold no f32 linears and no f32 or int8 cache."""
+    """GPU bundles hold no f32 linears and no f32 cache."""
     weights = [weight for weight, _ in case.weights.values() if case.op == "linear"]
     wide = any(isinstance(w, FloatWeight) and w.values.dtype == np.float32 for w in weights)
-    return not wide and (case.cache is None or case.kv == "f16")
+    return not wide and (case.cache is None or case.kv != "f32")

@@ -121,15 +121,27 @@ def run_graph(
 ) -> Array:
     """Lower any recorded graph, replay it once and return its output (rows, cols).
 
-    As `edgevl.backends.cpu.run_graph`; `cache` is layer 0's keys and values, (slots, G, context, D) f16 each, read
-    before and updated after the run.
+    As `edgevl.backends.cpu.run_graph`; `cache` is layer 0's keys and values, (slots, G, context, D) each: f16, or
+    f32 in steps for an int8 cache; read before and updated after the run.
     """
     program = Program([graph], limits, weights, config, device, cubins)
-    places = [program.address(Region(name, "*f16"), "") for name in ("keys", "values")] if cache else []
-    for place, values in zip(places, cache or (), strict=True):
-        device.write(place, values)
+    held = dict(zip(("keys", "values"), cache or (), strict=False))
+    if limits.kv == "int8":
+        pairs = {name: _codes(values) for name, values in held.items()}
+        held = {name: codes for name, (codes, _) in pairs.items()}
+        held |= {f"{name[:-1]}_scales": scales for name, (_, scales) in pairs.items()}
+    for name, values in held.items():
+        device.write(program.address(Region(name, ""), ""), values)
     program.fill(graph.name, inputs, counts)
     program.launch(graph.name, counts)
-    for place, values in zip(places, cache or (), strict=True):
-        device.read(place, values)
+    for name, values in held.items():
+        device.read(program.address(Region(name, ""), ""), values)
+    for name, given in zip(("keys", "values"), cache or (), strict=False):
+        given[...] = held[name] * held[f"{name[:-1]}_scales"][..., None] if limits.kv == "int8" else held[name]
     return program.result(graph.name, counts)
+
+
+def _codes(values: Array) -> tuple[Array, Array]:
+    """Keys or values (slots, G, S, D) as codes and their scales (slots, G, S)."""
+    scales = (np.abs(values).max(axis=3) / np.float32(127)).astype(np.float32)
+    return np.rint(values / np.maximum(scales, np.float32(1e-30))[..., None]).astype(np.int8), scales

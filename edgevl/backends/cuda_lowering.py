@@ -30,6 +30,7 @@ from edgevl.weights import INT8_GROUP
 FEW_ROWS = 8  # most tokens of the smaller gemv
 MORE_ROWS = 16  # most tokens of the larger gemv, and of split attention
 SPLITS = 16  # parts that the depth of a decode attention is split into, a power of two
+CACHE_TYPES = {"f16": "*f16", "int8": "*i8"}  # by `Limits.kv`
 _MANY = 1 << 62
 _F32_RESULTS = ("embed", "vision_tokens")
 _SAME_RESULTS = ("gather_rows", "pixel_shuffle")
@@ -243,14 +244,26 @@ class _Lowering:
             "positions": positions,
             "slots": slots,
             "turns": Region("turns", "*f32"),
-            "keys": Region("keys", "*f16", layer),
-            "cached": Region("values", "*f16", layer),
+            **self._cache(layer),
             "out": node.output,
         }
         grid = (_per_row(qkv), Extent(text.heads + 2 * text.kv_heads))
         sizes = {**self._cache_sizes(), "BLOCK": power_of_two(text.head_dim // 2)}
         call = _call("rope_write", arguments, grid, sizes)
         return _always(qkv.rows, call)
+
+    def _cache(self, layer: int) -> Arguments:
+        """Keys and values of a layer, and their scales when they are int8."""
+        kv = self._limits.kv
+        if kv not in CACHE_TYPES:
+            raise UsageError(f"a KV cache of {kv} cannot run on a GPU; build with --kv {' or '.join(CACHE_TYPES)}")
+        scaled = kv == "int8"
+        return {
+            "keys": Region("keys", CACHE_TYPES[kv], layer),
+            "cached": Region("values", CACHE_TYPES[kv], layer),
+            "key_scales": Region("key_scales", "*f32", layer) if scaled else None,
+            "cached_scales": Region("value_scales", "*f32", layer) if scaled else None,
+        }
 
     def _cache_sizes(self) -> dict[str, int]:
         text = self._heads()
@@ -263,8 +276,7 @@ class _Lowering:
             "q": q,
             "positions": positions,
             "slots": slots,
-            "keys": Region("keys", "*f16", layer),
-            "cached": Region("values", "*f16", layer),
+            **self._cache(layer),
         }
         parts: Arguments = {"sums": Region("sums", "*f32"), "tops": Region("tops", "*f32")}
         sizes = {**self._cache_sizes(), "SCALE": _scale(text.head_dim), "BLOCK_D": power_of_two(text.head_dim, 16)}
