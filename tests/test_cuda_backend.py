@@ -26,10 +26,12 @@ from edgevl.memory import max_counts
 from edgevl.prefill import feed
 from edgevl.recorder import record_decoder, record_vision
 from edgevl.runner import Limits
+from edgevl.sampling import choose
 from edgevl.weights import dequantize
 from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
 
 Weights = Callable[[str], StoredWeight]
+GREEDY = np.zeros((1, 3), np.float32)
 LIMITS = Limits(context=128, slots=3, chunk=48, logit_rows=4, tiles=2)
 
 
@@ -60,19 +62,20 @@ def kernels_of(config: ModelConfig, weights: Weights, limits: Limits = LIMITS) -
     return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
 
 
-def interpreted(config: ModelConfig, weights: Weights) -> CudaRunner:
-    kernels = kernels_of(config, weights)
-    return CudaRunner(config, LIMITS, weights, InterpreterDevice(kernels), uncompiled(kernels))
+def interpreted(config: ModelConfig, weights: Weights, kv: str = "f16") -> CudaRunner:
+    limits = replace(LIMITS, kv=kv)
+    kernels = kernels_of(config, weights, limits)
+    return CudaRunner(config, limits, weights, InterpreterDevice(kernels), uncompiled(kernels))
 
 
-def reference(config: ModelConfig, weights: Weights) -> ReferenceRunner:
+def reference(config: ModelConfig, weights: Weights, kv: str = "f16") -> ReferenceRunner:
     """Activations are not rounded to int8 on a GPU, so the twin has float weights of the same values."""
 
     def plain(name: str) -> StoredWeight:
         stored = weights(name)
         return StoredWeight("f32", stored.shape, {"values": dequantize(unpack(stored))}, stored.bias)
 
-    return ReferenceRunner(config, LIMITS, plain)
+    return ReferenceRunner(config, replace(LIMITS, kv=kv), plain)
 
 
 def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-2) -> None:
@@ -99,14 +102,17 @@ def test_a_model_that_sees_matches_the_reference(models: dict[str, tuple[ModelCo
     for place in range(3):
         token = int(np.argmax(wanted[-1, : config.tokens.size]))
         step = (i32(token), i32(len(prompt) + place), i32(0), None, i32(0))
-        assert gpu.greedy(*step).tolist() == [int(np.argmax(gpu.decode(*step)[0, : config.tokens.size]))]
+        assert gpu.choose(*step, GREEDY).tolist() == [int(np.argmax(gpu.decode(*step)[0, : config.tokens.size]))]
         found, wanted = gpu.decode(*step), twin.decode(*step)
         close(found, wanted)
 
 
-def test_slots_are_apart_and_a_batch_is_what_each_is_alone(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_slots_are_apart_and_a_batch_is_what_each_is_alone(
+    models: dict[str, tuple[ModelConfig, Weights]], kv: str
+) -> None:
     config, weights = models["text"]
-    gpu, twin = interpreted(config, weights), reference(config, weights)
+    gpu, twin = interpreted(config, weights, kv), reference(config, weights, kv)
     for runner in (gpu, twin):
         for slot, length in ((0, 20), (1, 5), (2, 33)):
             feed(runner, list(range(slot + 3, slot + 3 + length)), 0, None, 1, slot)
@@ -114,6 +120,21 @@ def test_slots_are_apart_and_a_batch_is_what_each_is_alone(models: dict[str, tup
     close(gpu.decode(*step), twin.decode(*step))
     mixed = (i32(*range(20)), i32(*range(34, 44), *range(6, 16)), i32(*[2] * 10, *[1] * 10), None, i32(9, 19))
     close(gpu.decode(*mixed), twin.decode(*mixed))
+
+
+def test_each_slot_draws_with_its_own_temperature_and_number(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    config, weights = models["text"]
+    gpu = interpreted(config, weights)
+    for slot, length in ((0, 20), (1, 5), (2, 33)):
+        feed(gpu, list(range(slot + 3, slot + 3 + length)), 0, None, 1, slot)
+    step = (i32(7, 8, 9), i32(20, 5, 33), i32(0, 1, 2), None, i32(2, 0, 1))
+    draws = np.array([[0.0, 1.0, 0.9], [5.0, 1.0, 0.7], [2.0, 0.5, 0.4]], np.float32)
+    found = gpu.choose(*step, draws).tolist()
+    logits = gpu.decode(*step)[:, : config.tokens.size]
+    assert found == [choose(row, *draw) for row, draw in zip(logits, draws.tolist(), strict=True)]
+    assert len({*found, *logits.argmax(axis=1).tolist()}) > 3  # not all of them are the likeliest
+    with pytest.raises(UsageError, match="draws"):
+        gpu.choose(*step, draws[:2])
 
 
 def test_few_tokens_in_a_step_are_bit_by_bit_those_of_steps_of_one(
@@ -159,8 +180,16 @@ def test_one_token_replays_a_graph_and_everything_is_allocated_at_load(
     runner.decode(i32(5), i32(0), i32(0), None, i32(0))
     assert driver.launches == []
     assert [len(graph) > 10 for graph in driver.replays] == [True]
-    runner.greedy(i32(5), i32(1), i32(0), None, i32(0))
+    runner.choose(i32(5), i32(1), i32(0), None, i32(0), GREEDY)
     assert [name.split("-")[0] for name in driver.replays[-1]] == ["argmax"]
+    runner.choose(i32(5), i32(2), i32(0), None, i32(0), np.array([[0.7, 0.9, 0.5]], np.float32))
+    assert [name.split("-")[0] for name in driver.replays[-1]] == [
+        "sample_top",
+        *["sample_narrow"] * 8,
+        "sample_tally",
+        "sample_pick",
+    ]
+    assert driver.launches == []
     runner.decode(i32(*range(40)), i32(*range(40)), i32(*[0] * 40), None, i32(39))
     assert {"attend", "gemm"} <= {name.split("-")[0] for name in driver.launches}
     side = models["vl"][0].vision.tile_size  # type: ignore[union-attr]

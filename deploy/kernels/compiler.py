@@ -23,6 +23,7 @@ from deploy.kernels.gemv import gemv
 from deploy.kernels.norms import norm
 from deploy.kernels.rope import rope_write
 from deploy.kernels.rows import argmax, embed, gather_rows, patches, pixel_shuffle, silu_mul, vision_tokens
+from deploy.kernels.sample import sample_narrow, sample_pick, sample_tally, sample_top
 
 FUNCTIONS: dict[str, Any] = {
     "argmax": argmax,
@@ -38,6 +39,10 @@ FUNCTIONS: dict[str, Any] = {
     "patches": patches,
     "pixel_shuffle": pixel_shuffle,
     "rope_write": rope_write,
+    "sample_narrow": sample_narrow,
+    "sample_pick": sample_pick,
+    "sample_tally": sample_tally,
+    "sample_top": sample_top,
     "silu_mul": silu_mul,
     "vision_tokens": vision_tokens,
 }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgevl.backends.cuda_device import Device
 from edgevl.backends.cuda_kernels import Region
-from edgevl.backends.cuda_lowering import FEW_ROWS
+from edgevl.backends.cuda_lowering import FEW_ROWS, LISTS
 from edgevl.backends.cuda_program import Cubins, Program, Weights
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import UsageError
@@ -23,8 +23,6 @@ from edgevl.recorder import Graph, record_decoder, record_vision
 from edgevl.runner import F32, I32, Limits, check_step, check_tiles
 
 Array = NDArray[Any]
-
-_LISTS = ("decoder", "argmax")  # lists of launches that a decode step replays
 
 
 class CudaRunner:
@@ -47,7 +45,8 @@ class CudaRunner:
         # steps of few tokens that all get logits, or of one token of each slot: (list, tokens) -> what replays it
         most = min(limits.chunk, limits.logit_rows)
         sizes = {*range(1, min(self.alike_rows, most) + 1), min(limits.slots, most)}
-        self._captured = {(name, size): self._capture(name, size) for name in _LISTS for size in sorted(sizes)}
+        names = ("decoder", *LISTS)
+        self._captured = {(name, size): self._capture(name, size) for name in names for size in sorted(sizes)}
 
     @property
     def planned_bytes(self) -> int:
@@ -94,10 +93,15 @@ class CudaRunner:
         """See `Runner.decode`. Raises `CapacityError` for a step over the limits, `UsageError` for a wrong index."""
         return self._program.result("decoder", self._step(tokens, positions, slots, images, logit_rows))
 
-    def greedy(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> I32:
-        """As `decode`, but the largest logit is found on the device: (L,) token ids are all that is copied back."""
+    def choose(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32, draws: F32) -> I32:
+        """See `edgevl.runner.Choose`: tokens are chosen on the device, and (L,) ids are all that is copied back."""
+        if draws.shape != (logit_rows.size, 3):
+            raise UsageError(f"draws have the shape {draws.shape}; this step needs {(logit_rows.size, 3)}")
         counts = self._step(tokens, positions, slots, images, logit_rows)
-        self._run("argmax", counts)
+        drawn = bool(draws[:, 0].any())
+        if drawn:
+            self._program.set_draws(draws)
+        self._run("sample" if drawn else "argmax", counts)
         return self._program.ids(counts["logits"])
 
     def vision(self, pixels: NDArray[np.uint8]) -> F32:

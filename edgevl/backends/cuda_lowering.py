@@ -30,6 +30,9 @@ from edgevl.weights import INT8_GROUP
 FEW_ROWS = 8  # most tokens of the smaller gemv
 MORE_ROWS = 16  # most tokens of the larger gemv, and of split attention
 SPLITS = 16  # parts that the depth of a decode attention is split into, a power of two
+LISTS = ("argmax", "sample")  # what chooses tokens
+SAMPLE_PART = 1024  # logits of a program that draws tokens
+SAMPLE_LEVELS = 8  # digits of four bits of a logit
 CACHE_TYPES = {"f16": "*f16", "int8": "*i8"}  # by `Limits.kv`
 _MANY = 1 << 62
 _F32_RESULTS = ("embed", "vision_tokens")
@@ -77,7 +80,7 @@ def narrow(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Graphs as the GPU runs them. The argmax over the decoder's logits is a list of its own, "argmax"."""
+    """Graphs as the GPU runs them. What chooses tokens from the decoder's logits are lists of their own, of `LISTS`."""
 
     graphs: dict[str, Graph]  # narrowed
     choices: dict[str, list[Choice[Launch]]]  # node by node
@@ -97,7 +100,7 @@ class Lowered:
 def lower(
     graphs: Sequence[Graph], text: TextConfig | None, limits: Limits, forms: Forms, real_tokens: int = 0
 ) -> Lowered:
-    """The launches of recorded graphs. `real_tokens`: entries of a row of logits that are no padding; 0: no argmax.
+    """The launches of recorded graphs. `real_tokens`: entries of a row of logits that are no padding; 0: no choosing.
 
     Raises `UsageError` for an op or a weight that has no kernel.
     """
@@ -106,10 +109,56 @@ def lower(
     for name, graph in lowered.graphs.items():
         lowered.choices[name] = [_lower_node(lowering, node) for node in graph.nodes]
         if name == "decoder" and graph.output is not None and real_tokens:
-            logits, sizes = graph.output, {"V": graph.output.cols, "COUNT": real_tokens}
-            arguments: Arguments = {"logits": logits, "out": Region("ids", "*i32")}
-            lowered.choices["argmax"] = [_always(logits.rows, _call("argmax", arguments, (_per_row(logits),), sizes))]
+            lowered.choices["argmax"] = _largest(graph.output, real_tokens)
+            lowered.choices["sample"] = _drawn(graph.output, real_tokens)
     return lowered
+
+
+def _largest(logits: Buffer, real_tokens: int) -> list[Choice[Launch]]:
+    arguments: Arguments = {"logits": logits, "out": Region("ids", "*i32")}
+    call = _call("argmax", arguments, (_per_row(logits),), {"V": logits.cols, "COUNT": real_tokens})
+    return [_always(logits.rows, call)]
+
+
+def _drawn(logits: Buffer, real_tokens: int) -> list[Choice[Launch]]:
+    """The kernels of deploy/kernels/sample.py: what a level knows is where the next one reads it."""
+    parts = sample_parts(real_tokens)
+    row, each = (_per_row(logits),), (_per_row(logits), Extent(parts))
+    sizes = {"V": logits.cols, "COUNT": real_tokens, "PARTS": parts, "BLOCK": SAMPLE_PART}
+    wide = {**sizes, "WHOLE": power_of_two(parts)}
+    tops = Region("sample_tops", "*f32")
+    seen: Arguments = {
+        "logits": logits,
+        "draws": Region("draws", "*f32"),
+        "tops": tops,
+        "totals": Region("sample_sums", "*f32", 1),
+    }
+
+    def known(level: int, prefix: str = "") -> Arguments:
+        return {
+            f"{prefix}sums": Region("sample_sums", "*f32", level),
+            f"{prefix}state": Region("sample_state", "*i32", level),
+        }
+
+    shares: Arguments = {"shares": Region("sample_shares", "*f32")}
+    last: Arguments = {**seen, **known(SAMPLE_LEVELS), **shares}
+    return [
+        _always(
+            logits.rows,
+            _call("sample_top", {"logits": logits, "tops": tops}, each, sizes),
+            *(
+                _call("sample_narrow", {**seen, **known(level), **known(level + 1, "next_")}, each, wide)
+                for level in range(SAMPLE_LEVELS)
+            ),
+            _call("sample_tally", last, each, wide),
+            _call("sample_pick", {**last, "out": Region("ids", "*i32")}, row, wide),
+        )
+    ]
+
+
+def sample_parts(real_tokens: int) -> int:
+    """Parts of a row of logits, one a program."""
+    return -(-real_tokens // SAMPLE_PART)
 
 
 def _lower_node(lowering: _Lowering, node: Node) -> Choice[Launch]:

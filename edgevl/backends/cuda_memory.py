@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevl.backends.cuda_kernels import Region
-from edgevl.backends.cuda_lowering import MORE_ROWS, SPLITS
+from edgevl.backends.cuda_lowering import MORE_ROWS, SAMPLE_LEVELS, SPLITS, sample_parts
 from edgevl.config import TextConfig
 from edgevl.memory import aligned, max_counts, place_graphs
 from edgevl.recorder import Graph
@@ -36,15 +36,23 @@ class DevicePlan:
         return start + region.layer * layer
 
 
-def plan_device(graphs: Sequence[Graph], limits: Limits, text: TextConfig | None) -> DevicePlan:
-    """Lay out the arena of narrowed graphs.
+def plan_device(graphs: Sequence[Graph], limits: Limits, text: TextConfig | None, real_tokens: int = 0) -> DevicePlan:
+    """Lay out the arena of narrowed graphs; `real_tokens` as for `lower`.
 
-    Regions: "ids" (L,) what argmax chose; "keys" and "values" (slots, G, context, D) of each layer, and with int8
-    "key_scales" and "value_scales" (slots, G, context); "turns", cosines and sines of each position; "sums" and "tops",
-    the parts of split attention.
+    Regions: "ids" (L,) the chosen tokens; "draws" and "sample_..." as in deploy/kernels/sample.py; "keys" and "values"
+    (slots, G, context, D) of each layer, and with int8 "key_scales" and "value_scales" (slots, G, context); "turns",
+    cosines and sines of each position; "sums" and "tops", the parts of split attention.
     """
     placed = place_graphs(graphs, max_counts(limits))
-    wanted = {"ids": (1, 4 * limits.logit_rows)}  # layers, bytes of one
+    rows, parts = limits.logit_rows, sample_parts(real_tokens)
+    wanted = {  # layers, bytes of one
+        "ids": (1, 4 * rows),
+        "draws": (1, 12 * rows),
+        "sample_tops": (1, 4 * rows * parts),
+        "sample_sums": (SAMPLE_LEVELS + 1, 64 * rows * parts),
+        "sample_state": (SAMPLE_LEVELS + 1, 8 * rows),
+        "sample_shares": (1, 12 * rows * parts),
+    }
     cache: dict[str, tuple[int, int]] = {}
     if text is not None:
         cells = limits.slots * text.kv_heads * limits.context
