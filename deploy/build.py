@@ -61,6 +61,7 @@ class BuildSettings:
     target: str = "host"
     body: str = "f16"  # f16 | f32
     head: str = "f16"  # f16 | f32 | int8 | int4
+    embed: str = "f16"  # f16 | int8; f32 where the head is
     vision: str = "f16"  # f16 | f32 | int8; the projector follows
     kv: str = "f16"  # f16 | int8 | f32
     context: int | None = None  # tokens; None: what the model was trained for, at most 16,384
@@ -70,6 +71,7 @@ class BuildSettings:
         allowed = {
             "body": ("f16", "f32"),
             "head": ("f16", "f32", "int8", "int4"),
+            "embed": ("f16", "int8"),
             "vision": ("f16", "f32", "int8"),
             "kv": ("f16", "int8", "f32"),
         }
@@ -186,8 +188,12 @@ def _kind(part: Part, settings: BuildSettings) -> str:
     if part.region == "head":
         return settings.head
     if part.region == "embed":
-        return "f32" if settings.head == "f32" else "f16"
+        return _embed_kind(settings)
     return settings.body
+
+
+def _embed_kind(settings: BuildSettings) -> str:
+    return "f32" if settings.head == "f32" else settings.embed
 
 
 def _convert(part: Part, weight: Weight, kind: str) -> Weight:
@@ -273,7 +279,7 @@ def _append_aligned(specs: list[TensorSpec], spec: TensorSpec) -> None:
 
 def _shared_head(config: ModelConfig, settings: BuildSettings) -> bool:
     """A tied head that is stored as the embedding is needs no bytes of its own."""
-    return config.text.tied_embeddings and settings.head in ("f16", "f32")
+    return config.text.tied_embeddings and settings.head == _embed_kind(settings)
 
 
 def _plan_part(

@@ -73,6 +73,8 @@ class InterpreterDevice:
 
     def launch(self, kernel: Kernel, record: KernelRecord, grid: tuple[int, int, int], values: tuple[int, ...]) -> None:
         function = FUNCTIONS[kernel.name]
+        names = [name for name, _ in kernel.arguments]
+        assert names == function.arg_names[: len(names)], f"{kernel.name} takes {function.arg_names}"
         constants = dict(kernel.constants)
         constants |= {name: size for name, size in record.tiles.items() if name in function.arg_names}
         order = iter(values)

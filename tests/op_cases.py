@@ -224,7 +224,11 @@ def simple_cases() -> list[Case]:
 def embed_cases() -> list[Case]:
     cases = []
     values = normal(1, 50, 33)
-    kinds: dict[str, Weight] = {"f32": FloatWeight(values), "f16": FloatWeight(values.astype(np.float16))}
+    kinds: dict[str, Weight] = {
+        "f32": FloatWeight(values),
+        "f16": FloatWeight(values.astype(np.float16)),
+        "int8": quantize_int8(values),
+    }
     for kind, table in kinds.items():
         for rows in ROWS:
             tokens = np.random.default_rng(rows).integers(0, 50, rows).astype(np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from edgevl.bundle import Bundle
 from edgevl.config import ModelConfig
 from edgevl.errors import BundleError, CapacityError, EdgevlError, UsageError
 from edgevl.layouts import StoredWeight, relaid, unpack
-from edgevl.memory import max_counts
+from edgevl.memory import buffer_bytes, max_counts
 from edgevl.prefill import feed
 from edgevl.recorder import record_decoder, record_vision
 from edgevl.runner import Limits
@@ -206,6 +207,29 @@ def test_shared_memory_beyond_48_kib_is_asked_for(models: dict[str, tuple[ModelC
     CudaRunner(config, LIMITS, weights, CudaDevice("the bundle", "sm_87", driver), large)
     assert set(driver.permissions.values()) == {100_000}
     assert driver.permissions.keys() == large.records.keys()
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_nothing_in_memory_overlaps(models: dict[str, tuple[ModelConfig, Weights]], kv: str) -> None:
+    """Regions with all their layers, and what goes in and out of each graph: apart, and inside the arena."""
+    config, weights = models["vl"]
+    program = interpreted(config, weights, kv)._program
+    plan, counts = program.plan, max_counts(LIMITS)
+    text = config.text
+    layers = dict.fromkeys(plan.regions, 1)
+    layers |= dict.fromkeys({"keys", "values", "key_scales", "value_scales"} & layers.keys(), text.layers)
+    layers |= dict.fromkeys(("sample_sums", "sample_state"), 9)
+    spans = [(start, start + layers[name] * size) for name, (start, size) in plan.regions.items()]
+    for name, graph in program._graphs.items():
+        for buffer in [*graph.inputs.values(), graph.output]:
+            assert buffer is not None
+            start = plan.offsets[name][buffer.index]
+            spans.append((start, start + buffer_bytes(buffer, counts)))
+    spans.sort()
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    assert all(start % 16 == 0 for start, _ in spans) and spans[-1][1] <= plan.total
+    cells = LIMITS.slots * text.kv_heads * LIMITS.context
+    assert plan.kv >= 2 * text.layers * cells * (text.head_dim + 4 if kv == "int8" else 2 * text.head_dim)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     function = FUNCTIONS[job["name"]]
     given = dict(job["arguments"])
     constants = constants_of([*job["constants"], *job["tiles"]])
+    order = [name for name in function.arg_names if name in given]
+    assert order == list(given), f"{job['name']} takes {order}; the runtime passes {list(given)}"
     constants |= {name: None for name, kind in given.items() if kind is None}
     signature = {
         name: "constexpr" if name in constants else _TRITON_TYPES.get(given[name], given[name])

@@ -222,25 +222,33 @@ class _Lowering:
         grid = (_per_row(node.output), Extent(node.output.cols, tile="BLOCK"))
         return _always(node.output.rows, _call(name, {**arguments, "out": node.output}, grid, constants))
 
-    def _plain(self, node: Node, index: int, kinds: tuple[str, ...]) -> WeightArray:
-        """A weight that is read value by value."""
+    def _arrays(self, node: Node, index: int, kinds: tuple[str, ...]) -> dict[str, WeightArray]:
+        """What a weight consists of, by field."""
         name = node.weights[index].name
         kind = self._forms(name).kind
         if kind not in kinds:
             raise UsageError(f"the weight {name!r} is {kind}; the GPU reads it as {' or '.join(kinds)}")
-        return WeightArray(name, "values", _TYPES[kind]["values"])
+        return {field: WeightArray(name, field, type) for field, type in _TYPES[kind].items()}
+
+    def _plain(self, node: Node, index: int) -> WeightArray:
+        """A weight that is f32 always."""
+        return self._arrays(node, index, ("f32",))["values"]
 
     def embed(self, node: Node) -> Choice[Launch]:
-        images = node.inputs[1] if len(node.inputs) > 1 else None
-        table = self._plain(node, 0, ("f16", "f32"))
-        arguments: Arguments = {"tokens": node.inputs[0], "table": table, "images": images}
-        return self._rowwise(node, "embed", arguments, {"C": node.output.cols})
+        arrays = self._arrays(node, 0, ("f16", "f32", "int8"))
+        arguments: Arguments = {
+            "tokens": node.inputs[0],
+            "table": arrays.get("values", arrays.get("codes")),
+            "scales": arrays.get("scales"),
+            "images": node.inputs[1] if len(node.inputs) > 1 else None,
+        }
+        return self._rowwise(node, "embed", arguments, {"C": node.output.cols, "Q": INT8_GROUP})
 
     def _norm(self, node: Node, centred: bool) -> Choice[Launch]:
         width = node.output.cols
         arguments: Arguments = {
             "x": node.inputs[0],
-            "weight": self._plain(node, 0, ("f32",)),
+            "weight": self._plain(node, 0),
             "bias": WeightArray(node.weights[0].name, "bias", "*f32") if centred else None,
             "out": node.output,
         }
@@ -257,11 +265,9 @@ class _Lowering:
     def linear(self, node: Node) -> Choice[Launch]:
         name, out = node.weights[0].name, node.output
         form, k = self._forms(name), node.inputs[0].cols
-        if form.kind not in ("f16", "int8", "int4"):
-            raise UsageError(f"the linear {name!r} is {form.kind}; GPU kernels read f16, int8 and int4")
         if node.attrs["activation"] not in (None, "gelu"):
             raise UsageError(f"the activation {node.attrs['activation']!r} does not exist; a linear has none or gelu")
-        arrays = {field: WeightArray(name, field, kind) for field, kind in _TYPES[form.kind].items()}
+        arrays = self._arrays(node, 0, ("f16", "int8", "int4"))
         biased = any(w.field == "bias" for w in node.weights)
         arguments: Arguments = {
             "x": node.inputs[0],
@@ -359,8 +365,8 @@ class _Lowering:
     def vision_tokens(self, node: Node) -> Choice[Launch]:
         arguments: Arguments = {
             "x": node.inputs[0],
-            "positions": self._plain(node, 0, ("f32",)),
-            "prefix": self._plain(node, 1, ("f32",)),
+            "positions": self._plain(node, 0),
+            "prefix": self._plain(node, 1),
         }
         sizes = {"P": node.attrs["patches"], "R": node.attrs["prefix"], "C": node.output.cols}
         return self._rowwise(node, "vision_tokens", arguments, sizes)

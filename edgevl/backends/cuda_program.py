@@ -87,6 +87,7 @@ class Program:
         if text is not None:
             turns = rope_turns(text, limits.context)
             device.write(self.address(Region("turns", "*f32"), ""), turns)
+        self.set_draws(np.zeros((limits.logit_rows, 3), np.float32))
         device.read(self._base, np.empty(1, np.uint8))  # everything that was written may go from here on
         self._calls = {name: self._prepare_all(choices, name) for name, choices in lowered.choices.items()}
 
@@ -95,7 +96,7 @@ class Program:
         if needed > free:
             raise CapacityError(
                 f"this bundle needs {needed / 1e9:.2f} GB on the GPU, {free / 1e9:.2f} GB are free there; close other "
-                "programs, or build with a smaller --context, --head int4 or --vision int8"
+                "programs, or build with a smaller --context, --kv int8, --head int4, --embed int8 or --vision int8"
             )
 
     def _form(self, name: str) -> Form:
