@@ -50,7 +50,7 @@ def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bundle(model: Path, tmp_path: Path) -> Path:
-    settings = BuildSettings("orin-nano-8gb", head="int8", vision="int8", kv="int8", context=256)
+    settings = BuildSettings("orin-nano-8gb", head="int8", embed="int8", vision="int8", kv="int8", context=256)
     build(str(model), tmp_path / "b", settings)
     return tmp_path / "b"
 
@@ -78,7 +78,8 @@ def test_a_gpu_bundle_is_whole_and_its_golden_prompt_is_of_the_processor(bundle:
 def test_the_processor_computes_the_same_from_a_gpu_bundle_as_from_its_own(
     bundle: Path, model: Path, tmp_path: Path
 ) -> None:
-    build(str(model), tmp_path / "host", BuildSettings(head="int8", vision="int8", kv="int8", context=256))
+    settings = BuildSettings(head="int8", embed="int8", vision="int8", kv="int8", context=256)
+    build(str(model), tmp_path / "host", settings)
     found = []
     for path in (bundle, tmp_path / "host"):
         runner = make_runner(Bundle.open(path), 1, "cpu")

@@ -9,7 +9,8 @@ namespace {
 // Row n of an int8 table, whose codes lie four in-features of each row of a panel together.
 void read_codes(const Weight& w, int64_t n, float* out) {
     const int64_t panel = n / kPanelRows, lane = n % kPanelRows;
-    const int8_t* codes = static_cast<const int8_t*>(w.values) + (panel * w.groups * w.group * kPanelRows + lane * 4);
+    const int8_t* codes =
+        static_cast<const int8_t*>(w.values) + (panel * w.groups * w.group * kPanelRows + lane * 4);
     const float scale = static_cast<const float*>(w.scales)[n];
     for (int64_t k = 0; k < w.k; ++k) out[k] = scale * float(codes[k / 4 * kPanelRows * 4 + k % 4]);
 }
