@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings.driver import CUresult
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
@@ -236,7 +237,9 @@ def test_nothing_in_memory_overlaps(models: dict[str, tuple[ModelConfig, Weights
     ("facts", "kind", "words"),
     [
         ({"version": 11040}, EdgevlError, ("orin-nano-8gb", "CUDA 12.0", "11.4")),
-        ({"gpus": 0}, EdgevlError, ("no GPU", "--target host")),
+        ({"fails": {"cuInit": CUresult.CUDA_ERROR_NO_DEVICE}}, EdgevlError, ("no GPU", "--target host")),
+        ({"fails": {"cuInit": CUresult.CUDA_ERROR_STUB_LIBRARY}}, EdgevlError, ("NVIDIA's driver", "--target host")),
+        ({"fails": {"cuInit": CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH}}, EdgevlError, ("DRIVER_MISMATCH",)),
         ({"sm": (8, 9)}, BundleError, ("sm_87", "Orin, sm_89", "edgevl targets")),
         ({"free": 1 << 10}, CapacityError, ("0.00 GB are free", "--context")),
     ],
@@ -261,20 +264,26 @@ def test_where_memory_is_shared_the_system_says_what_is_free(
 
 
 def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
-    from cuda.bindings import driver
 
-    class NoDriver:
-        def cuInit(self, flags: int) -> None:  # noqa: N802
-            raise RuntimeError("libcuda.so.1 not found")
+    class Missing(FakeDriver):
+        """A driver without one function: cuda-bindings raises when it is called."""
+
+        def __init__(self, function: str) -> None:
+            super().__init__(Cubins({}, lambda file: b""))
+            setattr(self, function, self.missing)
+
+        def missing(self, *arguments: Any) -> None:
+            raise RuntimeError("not found")
 
     with pytest.raises(EdgevlError, match="needs NVIDIA's driver") as caught:
-        CudaDevice("the bundle", "sm_90", NoDriver())
+        CudaDevice("the bundle", "sm_87", Missing("cuInit"))
     assert caught.value.exit_code == 1
-    results = driver.CUresult
+    with pytest.raises(EdgevlError, match=r"no cuStreamCreate .*cuda-bindings<13"):
+        CudaDevice("the bundle", "sm_87", Missing("cuStreamCreate"))
     with pytest.raises(EdgevlError, match=r"cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
-        driven(models, fails={"cuModuleLoadData": results.CUDA_ERROR_INVALID_IMAGE})
+        driven(models, fails={"cuModuleLoadData": CUresult.CUDA_ERROR_INVALID_IMAGE})
     with pytest.raises(CapacityError, match="memory"):
-        driven(models, fails={"cuMemAlloc": results.CUDA_ERROR_OUT_OF_MEMORY})
+        driven(models, fails={"cuMemAlloc": CUresult.CUDA_ERROR_OUT_OF_MEMORY})
 
 
 def test_steps_beyond_the_plan_and_wrong_indices_never_reach_a_kernel(

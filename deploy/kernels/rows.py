@@ -24,9 +24,10 @@ def embed(
             GROUPS: tl.constexpr = (C + Q - 1) // Q
             place = ((token // 16 * GROUPS + c // Q) * 16 + token % 16) * Q + c % Q
             value = tl.load(table + place, mask=c < C, other=0).to(tl.float32) * tl.load(scales + token)
+            value = value.to(out.dtype.element_ty)
         else:
-            value = tl.load(table + token * C + c, mask=c < C, other=0.0)
-        tl.store(out + t * C + c, value.to(out.dtype.element_ty), mask=c < C)
+            value = tl.load(table + token * C + c, mask=c < C, other=0.0).to(out.dtype.element_ty)
+        tl.store(out + t * C + c, value, mask=c < C)
     elif images is not None:
         value = tl.load(images + (-1 - token) * C + c, mask=c < C, other=0.0).to(out.dtype.element_ty)
         tl.store(out + t * C + c, value, mask=c < C)
