@@ -21,6 +21,7 @@ from edgevl.backends.cuda_lowering import Form, lower
 from edgevl.backends.cuda_program import Cubins
 from edgevl.backends.reference import ReferenceRunner
 from edgevl.bundle import Bundle
+from edgevl.commands import doctor
 from edgevl.config import ModelConfig
 from edgevl.errors import BundleError, CapacityError, EdgevlError, UsageError
 from edgevl.layouts import StoredWeight, relaid, unpack
@@ -261,6 +262,18 @@ def test_where_memory_is_shared_the_system_says_what_is_free(
     driven(models)
     with pytest.raises(CapacityError, match="free"):
         driven(models, unified=1)
+
+
+def test_doctor_names_the_gpu_and_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Cubins({}, lambda file: b"")
+    for facts, words in (
+        ({"sm": (8, 7)}, "Orin, sm_87, 8.59 GB free; runs bundles for orin-nano-8gb, "),
+        ({"sm": (5, 2)}, "no target"),
+        ({"version": 11040}, "CUDA 12.0"),
+    ):
+        driver = FakeDriver(none, **facts)
+        monkeypatch.setattr("edgevl.backends.cuda_device._bindings", lambda driver=driver: driver)
+        assert words in doctor.gpu()
 
 
 def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
