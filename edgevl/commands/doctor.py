@@ -32,7 +32,7 @@ _EXTRAS = {
 @click.command(name="doctor", short_help="Say what this machine has and lacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
-    """Check Python, native extension, processor, GPU, memory, disk and extras. Exit code 1 if edgevl cannot run here."""
+    """Check Python, the extension, processor, GPU, memory, disk and extras. Exit code 1 if edgevl cannot run here."""
     facts = {
         "edgevl": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
