@@ -146,16 +146,25 @@ def wide_loads(cubin: bytes, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("architecture", sorted({t.architecture for t in TARGETS} - {"cpu"}))
-def test_every_kernel_compiles_for_every_sm_and_weights_are_loaded_16_bytes_a_thread(
+def test_every_kernel_compiles_for_every_sm_and_few_tokens_load_weights_16_bytes_a_thread(
     architecture: str, bundle_config: ModelConfig, tmp_path: Path
 ) -> None:
-    kernels = kernels_of(bundle_config) | kernels_of(bundle_config, "int8")
-    assert {kernel.name for kernel in kernels.values()} == FUNCTIONS.keys()
+    every = kernels_of(bundle_config) | kernels_of(bundle_config, "int8")
+    ways = {(k.name, k.variant, k.types, dict(k.constants).get("KIND")): k for k in every.values()}  # one shape of each
+    large = {"K": 4096, "Q": 128}
+    wide = {
+        replace(kernel, constants=tuple((name, large.get(name, value)) for name, value in kernel.constants))
+        for kernel in ways.values()
+        if kernel.name == "gemv" and dict(kernel.constants)["KIND"] == "int4"
+    }
+    assert {kernel.name for kernel in ways.values()} == FUNCTIONS.keys()
+    assert {kernel.variant for kernel in wide} == {"few", "more"}
+    kernels = {kernel.key: kernel for kernel in (*ways.values(), *wide)}
     for key, (record, cubin) in compile_kernels(kernels, architecture).items():
         assert cubin[:4] == b"\x7fELF"
         assert record.arguments == kernels[key].types
         assert record.shared <= SHARED_LIMIT[architecture]
-        if kernels[key].name in ("gemv", "gemm"):
+        if kernels[key] in wide:
             assert wide_loads(cubin, tmp_path), key
 
 
