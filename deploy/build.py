@@ -38,7 +38,7 @@ from edgevl.checkpoint import Checkpoint, open_checkpoint
 from edgevl.checkpoint.parts import part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import UsageError
-from edgevl.files import atomic_file, sha256_file, staging_directory
+from edgevl.files import atomic_file, check_target, sha256_file, staging_directory
 from edgevl.layouts import int4_shapes, int8_shapes, pack
 from edgevl.memory import max_counts
 from edgevl.models.names import Part, all_parts
@@ -89,6 +89,7 @@ def build(model: str, out: Path, settings: BuildSettings, progress: Progress = l
     Raises `CheckpointError` for a checkpoint that cannot be used and `UsageError` for settings that do not go together.
     """
     checkpoint = open_checkpoint(model)
+    check_target(out, settings.force, checkpoint.path)
     config = checkpoint.config
     limits = _limits(config, settings)
     parts = all_parts(config)
