@@ -1,4 +1,4 @@
-# make demo: from nothing to an answer. make test: the whole suite, linters and types.
+# make demo: from nothing to an answer. make test: the whole suite, linters, types, and the op tests under sanitizers.
 PYTHON ?= python3
 VENV ?= .venv
 # torch goes first and alone, so that nothing else chooses a build of it
@@ -21,6 +21,8 @@ demo: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python -m pytest
+	$(BIN)/python tests/sanitized.py address,undefined
+	$(BIN)/python tests/sanitized.py thread
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

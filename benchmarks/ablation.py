@@ -96,6 +96,8 @@ def _options() -> argparse.ArgumentParser:
 
 def _names(options: argparse.Namespace) -> list[str]:
     every = {"ingredients": INGREDIENTS, "calibrations": CALIBRATIONS, "parts": PARTS}[options.what]
+    if unknown := set(options.only or ()) - set(every):
+        raise SystemExit(f"--only {', '.join(sorted(unknown))}: there are {', '.join(every)}")
     return [name for name in every if not options.only or name in options.only]
 
 

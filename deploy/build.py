@@ -38,7 +38,7 @@ from edgevl.checkpoint import Checkpoint, open_checkpoint
 from edgevl.checkpoint.parts import part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import UsageError
-from edgevl.files import atomic_file, sha256_file, staging_directory
+from edgevl.files import atomic_file, check_target, sha256_file, staging_directory
 from edgevl.layouts import int4_shapes, int8_shapes, pack
 from edgevl.memory import max_counts
 from edgevl.models.names import Part, all_parts
@@ -61,6 +61,7 @@ class BuildSettings:
     target: str = "host"
     body: str = "f16"  # f16 | f32
     head: str = "f16"  # f16 | f32 | int8 | int4
+    embed: str = "f16"  # f16 | int8; f32 where the head is
     vision: str = "f16"  # f16 | f32 | int8; the projector follows
     kv: str = "f16"  # f16 | int8 | f32
     context: int | None = None  # tokens; None: what the model was trained for, at most 16,384
@@ -70,12 +71,13 @@ class BuildSettings:
         allowed = {
             "body": ("f16", "f32"),
             "head": ("f16", "f32", "int8", "int4"),
+            "embed": ("f16", "int8"),
             "vision": ("f16", "f32", "int8"),
             "kv": ("f16", "int8", "f32"),
         }
         gpu = target_info(self.target).backend == "cuda"
         for name, values in allowed.items():
-            chosen = tuple(v for v in values if not (gpu and (v == "f32" or (name, v) == ("kv", "int8"))))
+            chosen = tuple(v for v in values if not (gpu and v == "f32"))
             if getattr(self, name) not in chosen:
                 where = f" for {self.target}" if gpu else ""
                 raise UsageError(f"--{name} {getattr(self, name)} cannot be built{where}; choose {' or '.join(chosen)}")
@@ -87,6 +89,7 @@ def build(model: str, out: Path, settings: BuildSettings, progress: Progress = l
     Raises `CheckpointError` for a checkpoint that cannot be used and `UsageError` for settings that do not go together.
     """
     checkpoint = open_checkpoint(model)
+    check_target(out, settings.force, checkpoint.path)
     config = checkpoint.config
     limits = _limits(config, settings)
     parts = all_parts(config)
@@ -186,8 +189,12 @@ def _kind(part: Part, settings: BuildSettings) -> str:
     if part.region == "head":
         return settings.head
     if part.region == "embed":
-        return "f32" if settings.head == "f32" else "f16"
+        return _embed_kind(settings)
     return settings.body
+
+
+def _embed_kind(settings: BuildSettings) -> str:
+    return "f32" if settings.head == "f32" else settings.embed
 
 
 def _convert(part: Part, weight: Weight, kind: str) -> Weight:
@@ -273,7 +280,7 @@ def _append_aligned(specs: list[TensorSpec], spec: TensorSpec) -> None:
 
 def _shared_head(config: ModelConfig, settings: BuildSettings) -> bool:
     """A tied head that is stored as the embedding is needs no bytes of its own."""
-    return config.text.tied_embeddings and settings.head in ("f16", "f32")
+    return config.text.tied_embeddings and settings.head == _embed_kind(settings)
 
 
 def _plan_part(

@@ -30,6 +30,7 @@ from edgevl.files import atomic_file
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Job = dict[str, Any]
 
+_OLDEST = (3, 6)  # of Triton: before, kernels took their arguments otherwise
 _SOURCES = Path(__file__).parent / "kernels"
 
 
@@ -39,7 +40,7 @@ def compile_kernels(
     """Record and cubin of each kernel, by key, for an SM such as "sm_87".
 
     Raises `MissingExtraError` without Triton, `UsageError` for an unknown SM, and `EdgevlError` when a kernel does not
-    compile or needs more shared memory than the SM has.
+    compile or needs more shared memory than the SM has, or Triton is too old.
     """
     if architecture not in SHARED_LIMIT:
         raise UsageError(f"there are no kernels for {architecture}; they are compiled for {', '.join(SHARED_LIMIT)}")
@@ -58,11 +59,17 @@ def compile_kernels(
 
 
 def compiler_version() -> str:
-    """The version of Triton, which is not imported here."""
+    """The version of Triton, which is not imported here; `EdgevlError` for one that is too old."""
     try:
-        return importlib.metadata.version("triton")
+        version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtraError("building GPU kernels", "triton", "'edgevl[deploy]'") from error
+    if tuple(int(number) for number in version.split(".")[:2]) < _OLDEST:
+        raise EdgevlError(
+            f"building GPU kernels needs triton {_OLDEST[0]}.{_OLDEST[1]}, this is {version}; "
+            "`pip install 'edgevl[deploy]'` brings a newer one"
+        )
+    return version
 
 
 def _job(kernel: Kernel, architecture: str) -> Job:

@@ -26,7 +26,7 @@ class Contract:
 
 
 CONTRACTS: dict[str, Contract] = {
-    "embed": Contract("(T,), (V, C), (rows, C) -> (T, C)", "i32, f32|f16, f32 -> f32", 1e-6, "table lookup"),
+    "embed": Contract("(T,), (V, C), (rows, C) -> (T, C)", "i32, f32|f16|int8, f32 -> f32", 1e-6, "table lookup"),
     "rms_norm": Contract("(rows, C), (C,) -> (rows, C)", "f32", 1e-5, "Zhang and Sennrich 2019, arXiv 1910.07467"),
     "layer_norm": Contract("(rows, C), (C,), (C,) -> (rows, C)", "f32", 1e-5, "Ba et al. 2016, arXiv 1607.06450"),
     "linear": Contract(

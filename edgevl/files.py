@@ -116,10 +116,15 @@ def held_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def check_target(target: Path, force: bool = False) -> None:
-    """Raise `UsageError` if `staging_directory(target, force)` would refuse; for verbs that work long first."""
+def check_target(target: Path, force: bool = False, source: Path | None = None) -> None:
+    """Raise `UsageError` if `staging_directory(target, force)` would refuse; for verbs that work long first.
+
+    `source` is read meanwhile, and so cannot be replaced.
+    """
     if not os.path.lexists(target):
         return
+    if source is not None and target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UsageError(f"{target} holds {source}, which is read; write elsewhere")
     if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if not force:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgevl.config import TokenConfig
 from edgevl.lookup import Lookup
 from edgevl.prefill import feed
-from edgevl.runner import F32, Runner, alike_rows, largest_logits
+from edgevl.runner import F32, I32, Runner, alike_rows, chooser_of
 
 _FEW = 2  # guesses after wrong ones: they cost next to nothing; after right ones, as many as the backend checks
 
@@ -35,9 +35,12 @@ class Chooser(Protocol):
         """Tokens that are likely to follow whatever the logits; none where nothing is known."""
         ...
 
-    @property
-    def greedy(self) -> bool:
-        """Whether it takes the largest logit, always: then a backend may look for it where the logits are."""
+    def ahead(self, count: int) -> F32 | None:
+        """What a backend needs to make the next choices itself (see `edgevl.sampling.Sampler`); None: it cannot."""
+        ...
+
+    def took(self) -> None:
+        """A backend made the next choice."""
         ...
 
 
@@ -49,7 +52,7 @@ class Generation:
         self._runner, self._chooser, self._config, self._lookup = runner, chooser, tokens, lookup
         self._most = min(alike_rows(runner), runner.limits.logit_rows, runner.limits.chunk) - 1
         self._trust = min(_FEW, self._most)  # guesses of the next step
-        self._largest = largest_logits(runner) if chooser.greedy else None
+        self._backend = chooser_of(runner)
         self.steps = 0
         self.stopped = False
 
@@ -70,12 +73,19 @@ class Generation:
 
     def _choices(self, tokens: list[int], start: int) -> Iterator[int]:
         """Feed a step; gives what is chosen after each of its tokens, chosen when it is asked for."""
-        if self._largest is None:
+        draws = None if self._backend is None else self._chooser.ahead(len(tokens))
+        if self._backend is None or draws is None:
             logits = feed(self._runner, tokens, start, None, len(tokens))
             return (self._chooser.pick(row[: self._config.size]) for row in logits)
         places = np.arange(len(tokens), dtype=np.int32)
         ids = np.asarray(tokens, np.int32)
-        return iter(self._largest(ids, start + places, np.zeros_like(places), None, places).tolist())
+        return self._taken(self._backend(ids, start + places, np.zeros_like(places), None, places, draws))
+
+    def _taken(self, ids: I32) -> Iterator[int]:
+        """Choices of the backend, each counted when it is asked for."""
+        for token in ids.tolist():
+            self._chooser.took()
+            yield token
 
     def _step(self, token: int, held: list[Key], most: int) -> list[int]:
         """Feed a token and at most `most` guesses of what follows; what does follow, one more than guessed right."""

@@ -59,15 +59,14 @@ class Runner(Protocol):
         ...
 
 
-Greedy = Callable[[I32, I32, I32, F32 | None, I32], I32]
+# A step as `Runner.decode` that chooses a token for each row of logits itself, padding rows of the head left out: its
+# last argument is `Sampler.ahead`'s, it returns (L,) ids, and each is what `edgevl.sampling.choose` takes, to rounding.
+Choose = Callable[[I32, I32, I32, F32 | None, I32, F32], I32]
 
 
-def largest_logits(runner: Runner) -> Greedy | None:
-    """A step as `Runner.decode` that gives the ids of the largest logits, (L,), padding rows of the head left out.
-
-    A backend whose logits are costly to fetch has it as a method `greedy`; others have none.
-    """
-    found: Greedy | None = getattr(runner, "greedy", None)
+def chooser_of(runner: Runner) -> Choose | None:
+    """The method `choose` of a backend whose logits are costly to fetch; others have none."""
+    found: Choose | None = getattr(runner, "choose", None)
     return found
 
 

@@ -174,10 +174,11 @@ class SchemaChooser:
         tokens: list[int] = self._matcher.compute_ff_tokens()
         return tokens
 
-    @property
-    def greedy(self) -> bool:
-        """The largest logit may not be allowed."""
-        return False
+    def ahead(self, count: int) -> None:
+        """A backend does not know which tokens are allowed."""
+
+    def took(self) -> None:
+        """Never called."""
 
     def _step(self, token: int, way: list[int] | None) -> tuple[LLMatcher, list[int] | None]:
         """The matcher behind `token`, and from there a way to the end that leaves a place for the stop token."""

@@ -21,7 +21,7 @@ class TargetInfo:
 
 
 TARGETS = (
-    TargetInfo("host", "any CPU: AVX-512, AVX2 or portable, chosen at run time", "cpu", "cpu", "panels", 256, 1),
+    TargetInfo("host", "any CPU: AVX-512, AVX2, NEON or portable, chosen at run time", "cpu", "cpu", "panels", 256, 1),
     TargetInfo("orin-nano-8gb", "Jetson Orin Nano 8 GB", "sm_87", "cuda", chunk=512, tiles=2),
     TargetInfo("orin-nx-16gb", "Jetson Orin NX 16 GB", "sm_87", "cuda", tiles=4),
     TargetInfo("agx-orin-64gb", "Jetson AGX Orin 64 GB", "sm_87", "cuda"),

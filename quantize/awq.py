@@ -94,32 +94,32 @@ def quantize_block(
 
     The mapping is used up: its tensors give way, one after the other, to those that the quantized block computes with.
 
-    `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called after
-    each of the table's groups, after the clips and after the rounding.
+    `store_as(name, tensor)` rounds a float tensor to the dtype that it will be stored in. `tick(name)` is called before
+    each of the table's groups, before the clips and before the rounding.
     """
     now = tensors
     result = BlockResult({}, {}, now, {})
     divisors: dict[str, Tensor] = {}
     for group in table.groups:
+        tick(group.name)
         # later groups measure no linear that an earlier one changed, so what is in `now` is still the original
         best, report = _search_scale(config, table, group, now, seen, scheme, recipe, coarse)
         result.groups.append(report)
         if best.kind != "none":
             divisors[group.input_part] = _fold(config, group, best.scale, now, result.changed, store_as)
-        tick(group.name)
+    tick("clip")
     clips: dict[str, tuple[Tensor, Tensor]] = {}
     for linear, part in table.clip.items():
         moments = _divided(seen.moments[part], divisors.get(part), scheme.group_size)
         if recipe.clip:
             clips[linear], clip_report = _search_clip(linear, now[f"{linear}.weight"], moments, scheme)
             result.clips.append(clip_report)
-    tick("clip")
+    tick("round")
     for linear in table.linears:
         name = f"{linear}.weight"
         if recipe.reconstruct:
             result.floats[linear] = now[name]
         result.linears[linear], now[name] = round_weight(now[name], scheme, clips.get(linear))
-    tick("round")
     return result
 
 

@@ -12,6 +12,7 @@ from edgevl.errors import UsageError
 from quantize.groups import block_table
 from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
+from quantize.partial import Partial
 from quantize.reconstruct import STEP_TOKENS
 from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
@@ -111,8 +112,9 @@ def check_disk(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) ->
     copies = 2 if hidden <= settings.max_activations else 3
     needed = total - linears * item + 2 * packed + copies * hidden + judged + _SMALL_FILES
     folder = next(parent for parent in out.absolute().parents if parent.exists())
+    kept = Partial(out).size() if settings.resume else 0  # of an unfinished run, part of what is needed
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free + kept < needed:
         raise UsageError(
             f"{folder} has {_size(free)} free, and the run needs up to {_size(needed)}; "
             "free some space or write elsewhere"

@@ -122,7 +122,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
                     checkpoint, list(run.judged), held_out, own, samples[:_JUDGED], settings.device, progress
                 )
         progress("writing", 0, 1)
-        with watch.stage("writing"), staging_directory(out) as stage:
+        with watch.stage("writing"), staging_directory(out, settings.force) as stage:
             write_output(checkpoint, tables, partial, stage, settings.group_size)
             facts = Facts(matters, used, partial.job_digest(), done, watch, estimate(checkpoint.config.text, settings))
             blocks = [partial.block_report(table.layer) for table in tables]
@@ -160,16 +160,19 @@ def _ids(samples: list[calibration.Sample]) -> Tensor:
 
 
 def _finished(checkpoint: Checkpoint, out: Path, partial: Partial, settings: QuantizeSettings) -> dict[str, Any] | None:
-    """The report of `out` if the unfinished run beside it is what made it: all that was left to do was to tidy up."""
-    if not partial.exists() or not (out / REPORT).is_file():
+    """The report of `out` if it is what the run was going to make; what may be left beside it is tidied up."""
+    if not (out / REPORT).is_file():
         return None
     report = read_report(out)
-    same = report.get("job") == partial.job_digest() and report["source"]["digest"] == checkpoint.digest
+    same = report["source"]["digest"] == checkpoint.digest and report["edgevl"] == __version__
     asked = settings.that_matter().items()
     if not same or any(value not in (None, report["settings"].get(name)) for name, value in asked):
         return None
-    with partial.held():
-        partial.remove()
+    if partial.exists():
+        if report.get("job") != partial.job_digest():
+            return None
+        with partial.held():
+            partial.remove()
     return report
 
 
@@ -189,7 +192,7 @@ def settle(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> Qua
             f"sequences of {settings.length} tokens are longer than the model's {checkpoint.config.text.max_positions}"
         )
     check_plots()
-    check_target(out)
+    check_target(out, settings.force, checkpoint.path)
     check_disk(checkpoint, out, settings)
     sequences_at_once(checkpoint.config.text, settings)
     if settings.calibration == "self":
@@ -243,7 +246,6 @@ def _one_block(
     if judged is not None:
         judged_chunk = max(1, chunk * hidden.shape[1] // judged.shape[2])
         run_block(config, layer, floats, judged[0], judged_chunk, judged[0], device)
-    tick("search")
     seen_channels = {group.name: channels(group, tensors, seen) for group in table.groups}
 
     def store_as(name: str, tensor: Tensor) -> Tensor:
@@ -254,6 +256,7 @@ def _one_block(
     scheme = Scheme(settings.group_size, settings.scheme == "sym")
     result = quantize_block(config, table, tensors, seen, scheme, store_as, tick, settings.chosen, coarse)
     _check_stored(result)
+    tick("reconstruct")
     learned = None
     for float_path in run.activations.paths[1:]:
         with torch.inference_mode(mode=False):
@@ -269,8 +272,8 @@ def _one_block(
                 device,
                 coarse,
             )
-    tick("reconstruct")
     _check_stored(result)
+    tick("run")
     values = JoinedTensors(table.parts, result.values)
     run_block(config, layer, values, hidden, chunk, hidden, device, coarse=coarse)
     if judged is not None:
@@ -284,6 +287,7 @@ def _one_block(
     report = {
         "layer": layer,
         "error": error,
+        "drift": None if judged is None else _drift(judged),
         **result.report(),
         "reconstruction": None if learned is None else asdict(learned),
         "channels": seen_channels,
@@ -293,6 +297,13 @@ def _one_block(
     partial.save_hidden(layer + 1, run.activations.paths, judged)
     run.activations.release()
     tick(f"error {error:.4f}")
+
+
+def _drift(judged: Tensor) -> float:
+    """Of (2, B, S, C): how far the quantized path is from the float path, relative to each token's own state."""
+    float_path, own = judged
+    apart = (own - float_path).square().mean(dim=2)
+    return float((apart / float_path.square().mean(dim=2).clamp(min=1e-30)).mean())
 
 
 def _all_finite(hidden: Tensor) -> bool:

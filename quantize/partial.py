@@ -85,6 +85,10 @@ class Partial:
         """Whether a run was begun and not tidied up."""
         return (self.folder / _JOB).is_file()
 
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*") if path.is_file())
+
     def job_digest(self) -> str:
         """SHA-256 of everything that the result depends on."""
         return hashlib.sha256((self.folder / _JOB).read_bytes()).hexdigest()

@@ -64,6 +64,7 @@ def make_report(
 ) -> dict[str, Any]:
     """report.json of the checkpoint that lies in `folder`; `quality` is what was measured."""
     regions = ("vision", "projector", "embed", "head") if checkpoint.config.vision else ("embed", "head")
+    others = sum(seconds for stage, seconds in facts.watch.seconds.items() if stage != "blocks")
     seen = {block["layer"]: block.pop("channels") for block in blocks}
     ranked = sorted(((g["error_chosen"], b["layer"], g["group"]) for b in blocks for g in b["groups"]), reverse=True)
     worst = [
@@ -87,7 +88,7 @@ def make_report(
             "original": sum(checkpoint.spec(name).nbytes for name in checkpoint.names()),
             "quantized": sum(path.stat().st_size for path in files if path.suffix == ".safetensors"),
         },
-        "seconds": round(sum(block["seconds"] for block in blocks), 1),
+        "seconds": round(sum(block["seconds"] for block in blocks) + others, 1),
         "stages": dict(facts.watch.seconds),
         "resumed_after_blocks": facts.resumed,
         "memory": {

@@ -124,9 +124,13 @@ def _logarithmic(axis: Any) -> None:
 
 def _errors(axis: Any, blocks: list[dict[str, Any]]) -> None:
     layers = [block["layer"] for block in blocks]
-    axis.plot(layers, [block["error"] for block in blocks], color=_COLOURS[1], marker="o", markersize=3)
+    axis.plot(layers, [b["error"] for b in blocks], color=_COLOURS[1], marker="o", markersize=3, label="this block")
+    if blocks[0].get("drift") is not None:
+        drift = [block["drift"] for block in blocks]
+        axis.plot(layers, drift, color=_COLOURS[0], marker="s", markersize=3, label="all blocks so far, held-out text")
     axis.set(xlabel="layer", ylabel="relative error")
     _logarithmic(axis)
+    axis.legend(fontsize=7)
 
 
 def _groups(axes: Any, blocks: list[dict[str, Any]]) -> None:

@@ -46,6 +46,7 @@ class QuantizeSettings:
     max_activations: int = 2 << 30  # bytes of calibration activations held in memory; more go to the disk
     measure: bool = True  # also carry a held-out text along, and compare both models on it at the end
     resume: bool = False
+    force: bool = False  # replace what lies at the output
     recipe: Recipe | None = None  # None: the effort's
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class QuantizeSettings:
     def that_matter(self) -> dict[str, Any]:
         """The settings that decide the result; an unfinished run may only be continued with the same."""
         chosen = asdict(self)
-        del chosen["resume"]
+        del chosen["resume"], chosen["force"]
         if self.max_memory is None:  # otherwise it decides how many sequences are summed up at once
             del chosen["max_activations"]
         return chosen

@@ -73,6 +73,8 @@ class InterpreterDevice:
 
     def launch(self, kernel: Kernel, record: KernelRecord, grid: tuple[int, int, int], values: tuple[int, ...]) -> None:
         function = FUNCTIONS[kernel.name]
+        names = [name for name, _ in kernel.arguments]
+        assert names == function.arg_names[: len(names)], f"{kernel.name} takes {function.arg_names}"
         constants = dict(kernel.constants)
         constants |= {name: size for name, size in record.tiles.items() if name in function.arg_names}
         order = iter(values)
@@ -104,7 +106,7 @@ class FakeDriver:
     def __init__(self, cubins: Cubins, **facts: Any) -> None:
         self._records: dict[str, KernelRecord] = {}
         self.learn(cubins)
-        self.version, self.sm, self.free, self.gpus, self.unified = 13000, (8, 7), 1 << 33, 1, 0
+        self.version, self.sm, self.free, self.unified = 13000, (8, 7), 1 << 33, 0
         self.fails: dict[str, Any] = {}  # function -> status
         for name, value in facts.items():
             assert hasattr(self, name)
@@ -135,9 +137,6 @@ class FakeDriver:
 
     def _cuDriverGetVersion(self) -> tuple[int]:  # noqa: N802
         return (self.version,)
-
-    def _cuDeviceGetCount(self) -> tuple[int]:  # noqa: N802
-        return (self.gpus,)
 
     def _cuDeviceGet(self, index: int) -> tuple[int]:  # noqa: N802
         return (index,)

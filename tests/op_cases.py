@@ -224,7 +224,11 @@ def simple_cases() -> list[Case]:
 def embed_cases() -> list[Case]:
     cases = []
     values = normal(1, 50, 33)
-    kinds: dict[str, Weight] = {"f32": FloatWeight(values), "f16": FloatWeight(values.astype(np.float16))}
+    kinds: dict[str, Weight] = {
+        "f32": FloatWeight(values),
+        "f16": FloatWeight(values.astype(np.float16)),
+        "int8": quantize_int8(values),
+    }
     for kind, table in kinds.items():
         for rows in ROWS:
             tokens = np.random.default_rng(rows).integers(0, 50, rows).astype(np.int32)
@@ -381,7 +385,7 @@ def float_twin(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | 
 
 
 def readable_on_gpu(case: Case) -> bool:
-    """GPU bundles hold no f32 linears and no f32 or int8 cache."""
+    """GPU bundles hold no f32 linears and no f32 cache."""
     weights = [weight for weight, _ in case.weights.values() if case.op == "linear"]
     wide = any(isinstance(w, FloatWeight) and w.values.dtype == np.float32 for w in weights)
-    return not wide and (case.cache is None or case.kv == "f16")
+    return not wide and (case.cache is None or case.kv != "f32")

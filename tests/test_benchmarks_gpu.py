@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.checks import operations, tiny_model
+from benchmarks.gpu.checks import operations, sampling, tiny_model
 from benchmarks.gpu.models import eight_b, random_weights, tiny
 from benchmarks.gpu.speed import linear_operations, step_bytes
 from edgevl.backends.cuda_device import CudaDevice
@@ -47,13 +47,22 @@ def test_checks_pass_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
     assert result["largest_difference"] < 0.1 and result["steps_alike"]
 
 
+def test_tokens_are_drawn_as_the_twin_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = InterpreterDevice({})
+    pretend(monkeypatch, device, None)
+    found = sampling(device, "sm_90")
+    assert found["cases"] > 20 and found["wrong"] == 0
+
+
 def test_the_command_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     driver = FakeDriver(Cubins({}, lambda file: b""), sm=(9, 0))
     pretend(monkeypatch, None, driver)
     device = CudaDevice("this test runs kernels", "", driver)
     assert command.main(["--only", "speed", "--tiny"], device) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"decode_1", "decode_8", "prefill_2048", "tower", "first_token"} <= document.keys()
+    assert {"decode_1", "decode_8", "decode_1_top_p", "prefill_2048", "tower", "first_token"} <= document.keys()
+    assert {"decode_1", "decode_8"} <= document["int8_kv"].keys()
+    assert len(document["goals"]) == 5
     assert document["gpu"] == "Orin, sm_90"
     assert driver.launches
 
@@ -74,6 +83,7 @@ def test_what_a_step_must_read_and_compute() -> None:
     assert decoder == 8_032_358_400 - 128_512 * 4096
     nothing = step_bytes(config, lambda name: 0, 1024, 1)
     assert nothing == 2 * 2 * 32 * 8 * 128 * 1024  # keys and values, f16
+    assert step_bytes(config, lambda name: 0, 1024, 1, "int8") == 2 * 32 * 8 * (128 + 4) * 1024
     assert linear_operations(config, ("text", "head")) == 2 * (decoder - 65 * 4096)  # without norms
     weights = random_weights(tiny())
     assert weights("layers.0.qkv").kind == "int4"

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from checkpoints import tiny_vl
+from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
 from edgevl.bundle import Bundle, Manifest
 from edgevl.config import ModelConfig, from_json
 from edgevl.engine import Engine, make_runner
 from edgevl.errors import BundleError, UsageError
+from edgevl.prefill import feed
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,19 @@ def test_the_model_config_survives_json(built: Path) -> None:
     broken = config.to_json() | {"colour": "blue"}
     with pytest.raises(UsageError, match="colour"):
         from_json(ModelConfig, broken, "x")
+
+
+def test_an_int8_embedding_says_what_f16_says_and_a_tied_int8_head_is_the_same_bytes(tmp_path: Path) -> None:
+    model = str(tiny_llama(tmp_path / "m", tied=True))
+    found, sizes = [], []
+    for name, head, embed in (("f16", "f16", "f16"), ("int8", "int8", "int8"), ("apart", "f16", "int8")):
+        build(model, tmp_path / name, BuildSettings(head=head, embed=embed, context=64))
+        opened = Bundle.open(tmp_path / name)
+        weights = opened.manifest.weights
+        assert (weights["embed"].kind, weights["head"].kind) == (embed, head)
+        assert (weights["embed"].arrays == weights["head"].arrays) == (head == embed)
+        found.append(feed(make_runner(opened, 1, "cpu"), [5, 6, 7, 8, 9], 0, None, 3).copy())
+        sizes.append(opened.weight_bytes)
+    for logits in found[1:]:
+        assert 0 < np.abs(logits - found[0]).max() < 0.05 * np.abs(found[0]).max()
+    assert sizes[1] < sizes[0] < sizes[2]

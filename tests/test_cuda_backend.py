@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings.driver import CUresult
 
 from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
@@ -19,17 +21,20 @@ from edgevl.backends.cuda_lowering import Form, lower
 from edgevl.backends.cuda_program import Cubins
 from edgevl.backends.reference import ReferenceRunner
 from edgevl.bundle import Bundle
+from edgevl.commands import doctor
 from edgevl.config import ModelConfig
 from edgevl.errors import BundleError, CapacityError, EdgevlError, UsageError
 from edgevl.layouts import StoredWeight, relaid, unpack
-from edgevl.memory import max_counts
+from edgevl.memory import buffer_bytes, max_counts
 from edgevl.prefill import feed
 from edgevl.recorder import record_decoder, record_vision
 from edgevl.runner import Limits
+from edgevl.sampling import choose
 from edgevl.weights import dequantize
 from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
 
 Weights = Callable[[str], StoredWeight]
+GREEDY = np.zeros((1, 3), np.float32)
 LIMITS = Limits(context=128, slots=3, chunk=48, logit_rows=4, tiles=2)
 
 
@@ -60,19 +65,20 @@ def kernels_of(config: ModelConfig, weights: Weights, limits: Limits = LIMITS) -
     return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
 
 
-def interpreted(config: ModelConfig, weights: Weights) -> CudaRunner:
-    kernels = kernels_of(config, weights)
-    return CudaRunner(config, LIMITS, weights, InterpreterDevice(kernels), uncompiled(kernels))
+def interpreted(config: ModelConfig, weights: Weights, kv: str = "f16") -> CudaRunner:
+    limits = replace(LIMITS, kv=kv)
+    kernels = kernels_of(config, weights, limits)
+    return CudaRunner(config, limits, weights, InterpreterDevice(kernels), uncompiled(kernels))
 
 
-def reference(config: ModelConfig, weights: Weights) -> ReferenceRunner:
+def reference(config: ModelConfig, weights: Weights, kv: str = "f16") -> ReferenceRunner:
     """Activations are not rounded to int8 on a GPU, so the twin has float weights of the same values."""
 
     def plain(name: str) -> StoredWeight:
         stored = weights(name)
         return StoredWeight("f32", stored.shape, {"values": dequantize(unpack(stored))}, stored.bias)
 
-    return ReferenceRunner(config, LIMITS, plain)
+    return ReferenceRunner(config, replace(LIMITS, kv=kv), plain)
 
 
 def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-2) -> None:
@@ -99,14 +105,17 @@ def test_a_model_that_sees_matches_the_reference(models: dict[str, tuple[ModelCo
     for place in range(3):
         token = int(np.argmax(wanted[-1, : config.tokens.size]))
         step = (i32(token), i32(len(prompt) + place), i32(0), None, i32(0))
-        assert gpu.greedy(*step).tolist() == [int(np.argmax(gpu.decode(*step)[0, : config.tokens.size]))]
+        assert gpu.choose(*step, GREEDY).tolist() == [int(np.argmax(gpu.decode(*step)[0, : config.tokens.size]))]
         found, wanted = gpu.decode(*step), twin.decode(*step)
         close(found, wanted)
 
 
-def test_slots_are_apart_and_a_batch_is_what_each_is_alone(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_slots_are_apart_and_a_batch_is_what_each_is_alone(
+    models: dict[str, tuple[ModelConfig, Weights]], kv: str
+) -> None:
     config, weights = models["text"]
-    gpu, twin = interpreted(config, weights), reference(config, weights)
+    gpu, twin = interpreted(config, weights, kv), reference(config, weights, kv)
     for runner in (gpu, twin):
         for slot, length in ((0, 20), (1, 5), (2, 33)):
             feed(runner, list(range(slot + 3, slot + 3 + length)), 0, None, 1, slot)
@@ -114,6 +123,21 @@ def test_slots_are_apart_and_a_batch_is_what_each_is_alone(models: dict[str, tup
     close(gpu.decode(*step), twin.decode(*step))
     mixed = (i32(*range(20)), i32(*range(34, 44), *range(6, 16)), i32(*[2] * 10, *[1] * 10), None, i32(9, 19))
     close(gpu.decode(*mixed), twin.decode(*mixed))
+
+
+def test_each_slot_draws_with_its_own_temperature_and_number(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    config, weights = models["text"]
+    gpu = interpreted(config, weights)
+    for slot, length in ((0, 20), (1, 5), (2, 33)):
+        feed(gpu, list(range(slot + 3, slot + 3 + length)), 0, None, 1, slot)
+    step = (i32(7, 8, 9), i32(20, 5, 33), i32(0, 1, 2), None, i32(2, 0, 1))
+    draws = np.array([[0.0, 1.0, 0.9], [60.0, 1.0, 0.7], [40.0, 0.5, 0.4]], np.float32)
+    found = gpu.choose(*step, draws).tolist()
+    logits = gpu.decode(*step)[:, : config.tokens.size]
+    assert found == [choose(row, *draw) for row, draw in zip(logits, draws.tolist(), strict=True)]
+    assert len({*found, *logits.argmax(axis=1).tolist()}) == 5  # two of them are not the likeliest
+    with pytest.raises(UsageError, match="draws"):
+        gpu.choose(*step, draws[:2])
 
 
 def test_few_tokens_in_a_step_are_bit_by_bit_those_of_steps_of_one(
@@ -159,8 +183,16 @@ def test_one_token_replays_a_graph_and_everything_is_allocated_at_load(
     runner.decode(i32(5), i32(0), i32(0), None, i32(0))
     assert driver.launches == []
     assert [len(graph) > 10 for graph in driver.replays] == [True]
-    runner.greedy(i32(5), i32(1), i32(0), None, i32(0))
+    runner.choose(i32(5), i32(1), i32(0), None, i32(0), GREEDY)
     assert [name.split("-")[0] for name in driver.replays[-1]] == ["argmax"]
+    runner.choose(i32(5), i32(2), i32(0), None, i32(0), np.array([[0.7, 0.9, 0.5]], np.float32))
+    assert [name.split("-")[0] for name in driver.replays[-1]] == [
+        "sample_top",
+        *["sample_narrow"] * 8,
+        "sample_tally",
+        "sample_pick",
+    ]
+    assert driver.launches == []
     runner.decode(i32(*range(40)), i32(*range(40)), i32(*[0] * 40), None, i32(39))
     assert {"attend", "gemm"} <= {name.split("-")[0] for name in driver.launches}
     side = models["vl"][0].vision.tile_size  # type: ignore[union-attr]
@@ -179,11 +211,36 @@ def test_shared_memory_beyond_48_kib_is_asked_for(models: dict[str, tuple[ModelC
     assert driver.permissions.keys() == large.records.keys()
 
 
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_nothing_in_memory_overlaps(models: dict[str, tuple[ModelConfig, Weights]], kv: str) -> None:
+    """Regions with all their layers, and what goes in and out of each graph: apart, and inside the arena."""
+    config, weights = models["vl"]
+    program = interpreted(config, weights, kv)._program
+    plan, counts = program.plan, max_counts(LIMITS)
+    text = config.text
+    layers = dict.fromkeys(plan.regions, 1)
+    layers |= dict.fromkeys({"keys", "values", "key_scales", "value_scales"} & layers.keys(), text.layers)
+    layers |= dict.fromkeys(("sample_sums", "sample_state"), 9)
+    spans = [(start, start + layers[name] * size) for name, (start, size) in plan.regions.items()]
+    for name, graph in program._graphs.items():
+        for buffer in [*graph.inputs.values(), graph.output]:
+            assert buffer is not None
+            start = plan.offsets[name][buffer.index]
+            spans.append((start, start + buffer_bytes(buffer, counts)))
+    spans.sort()
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    assert all(start % 16 == 0 for start, _ in spans) and spans[-1][1] <= plan.total
+    cells = LIMITS.slots * text.kv_heads * LIMITS.context
+    assert plan.kv >= 2 * text.layers * cells * (text.head_dim + 4 if kv == "int8" else 2 * text.head_dim)
+
+
 @pytest.mark.parametrize(
     ("facts", "kind", "words"),
     [
         ({"version": 11040}, EdgevlError, ("orin-nano-8gb", "CUDA 12.0", "11.4")),
-        ({"gpus": 0}, EdgevlError, ("no GPU", "--target host")),
+        ({"fails": {"cuInit": CUresult.CUDA_ERROR_NO_DEVICE}}, EdgevlError, ("no GPU", "--target host")),
+        ({"fails": {"cuInit": CUresult.CUDA_ERROR_STUB_LIBRARY}}, EdgevlError, ("NVIDIA's driver", "--target host")),
+        ({"fails": {"cuInit": CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH}}, EdgevlError, ("DRIVER_MISMATCH",)),
         ({"sm": (8, 9)}, BundleError, ("sm_87", "Orin, sm_89", "edgevl targets")),
         ({"free": 1 << 10}, CapacityError, ("0.00 GB are free", "--context")),
     ],
@@ -207,21 +264,39 @@ def test_where_memory_is_shared_the_system_says_what_is_free(
         driven(models, unified=1)
 
 
-def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
-    from cuda.bindings import driver
+def test_doctor_names_the_gpu_and_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Cubins({}, lambda file: b"")
+    for facts, words in (
+        ({"sm": (8, 7)}, "Orin, sm_87, 8.59 GB free; runs bundles for orin-nano-8gb, "),
+        ({"sm": (5, 2)}, "no target"),
+        ({"version": 11040}, "CUDA 12.0"),
+    ):
+        driver = FakeDriver(none, **facts)
+        monkeypatch.setattr("edgevl.backends.cuda_device._bindings", lambda driver=driver: driver)
+        assert words in doctor.gpu()
 
-    class NoDriver:
-        def cuInit(self, flags: int) -> None:  # noqa: N802
-            raise RuntimeError("libcuda.so.1 not found")
+
+def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+
+    class Missing(FakeDriver):
+        """A driver without one function: cuda-bindings raises when it is called."""
+
+        def __init__(self, function: str) -> None:
+            super().__init__(Cubins({}, lambda file: b""))
+            setattr(self, function, self.missing)
+
+        def missing(self, *arguments: Any) -> None:
+            raise RuntimeError("not found")
 
     with pytest.raises(EdgevlError, match="needs NVIDIA's driver") as caught:
-        CudaDevice("the bundle", "sm_90", NoDriver())
+        CudaDevice("the bundle", "sm_87", Missing("cuInit"))
     assert caught.value.exit_code == 1
-    results = driver.CUresult
+    with pytest.raises(EdgevlError, match=r"no cuStreamCreate .*cuda-bindings<13"):
+        CudaDevice("the bundle", "sm_87", Missing("cuStreamCreate"))
     with pytest.raises(EdgevlError, match=r"cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
-        driven(models, fails={"cuModuleLoadData": results.CUDA_ERROR_INVALID_IMAGE})
+        driven(models, fails={"cuModuleLoadData": CUresult.CUDA_ERROR_INVALID_IMAGE})
     with pytest.raises(CapacityError, match="memory"):
-        driven(models, fails={"cuMemAlloc": results.CUDA_ERROR_OUT_OF_MEMORY})
+        driven(models, fails={"cuMemAlloc": CUresult.CUDA_ERROR_OUT_OF_MEMORY})
 
 
 def test_steps_beyond_the_plan_and_wrong_indices_never_reach_a_kernel(

@@ -17,7 +17,7 @@ from edgevl.image import load_image
 from edgevl.lookup import Lookup
 from edgevl.prompt import Message
 from edgevl.runner import F32, I32, Limits
-from edgevl.sampling import Sampler
+from edgevl.sampling import Sampler, choose
 
 STOP = 19
 
@@ -71,7 +71,7 @@ class Copying:
 
 
 class OnDevice(Copying):
-    """The same, but it looks for the largest logit itself, and fetches no logits behind the prompt."""
+    """The same, but it chooses tokens itself, and fetches no logits behind the prompt."""
 
     fetched = 0
 
@@ -79,9 +79,9 @@ class OnDevice(Copying):
         self.fetched += 1
         return super().decode(tokens, positions, slots, images, logit_rows)
 
-    def greedy(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> I32:
+    def choose(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32, draws: F32) -> I32:
         logits = super().decode(tokens, positions, slots, images, logit_rows)
-        return logits.argmax(axis=1).astype(np.int32)
+        return np.array([choose(*pair) for pair in zip(logits, *draws.T, strict=True)], np.int32)
 
 
 def run(
@@ -122,14 +122,14 @@ def test_guesses_save_steps_and_change_nothing(temperature: float) -> None:
     assert saved > 500
 
 
-def test_the_device_chooses_when_the_largest_logit_is_wanted() -> None:
+def test_a_device_that_chooses_draws_the_same_numbers_and_fetches_no_logits() -> None:
     for alike in (1, 7):
-        for temperature in (0.0, 0.2):
+        for temperature in (0.0, 0.2, 1.0):
             prompt = [3, 4, 5, 6, 7, STOP, 3, 4]
             plain, _, held = run(alike, prompt, 12, temperature)
             found, device, held_there = run(alike, prompt, 12, temperature, OnDevice)
             assert (found, held_there) == (plain, held) and isinstance(device, OnDevice)
-            assert device.fetched == (len(device.steps) if temperature else 1)
+            assert device.fetched == 1
 
 
 def test_an_answer_fills_the_context_to_the_last_place() -> None:

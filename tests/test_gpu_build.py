@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +26,10 @@ from edgevl.engine import make_runner
 from edgevl.errors import BundleError, EdgevlError, MissingExtraError, UsageError
 from edgevl.memory import max_counts
 from edgevl.prefill import feed
-from edgevl.recorder import record_decoder
+from edgevl.recorder import record_decoder, record_vision
+from edgevl.runner import Limits
 from edgevl.targets import TARGETS
+from gpu_devices import FUNCTIONS
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bundle(model: Path, tmp_path: Path) -> Path:
-    settings = BuildSettings("orin-nano-8gb", head="int8", vision="int8", context=256)
+    settings = BuildSettings("orin-nano-8gb", head="int8", embed="int8", vision="int8", kv="int8", context=256)
     build(str(model), tmp_path / "b", settings)
     return tmp_path / "b"
 
@@ -72,7 +78,8 @@ def test_a_gpu_bundle_is_whole_and_its_golden_prompt_is_of_the_processor(bundle:
 def test_the_processor_computes_the_same_from_a_gpu_bundle_as_from_its_own(
     bundle: Path, model: Path, tmp_path: Path
 ) -> None:
-    build(str(model), tmp_path / "host", BuildSettings(head="int8", vision="int8", context=256))
+    settings = BuildSettings(head="int8", embed="int8", vision="int8", kv="int8", context=256)
+    build(str(model), tmp_path / "host", settings)
     found = []
     for path in (bundle, tmp_path / "host"):
         runner = make_runner(Bundle.open(path), 1, "cpu")
@@ -111,27 +118,54 @@ def test_a_bundle_whose_kernels_were_edited_is_refused(bundle: Path) -> None:
         Bundle.open(bundle, verify=True)
 
 
-def small_kernels(config: ModelConfig) -> dict[str, cubins.Kernel]:
-    from edgevl.runner import Limits
+def kernels_of(config: ModelConfig, kv: str = "f16") -> dict[str, cubins.Kernel]:
+    """Everything that a model launches whose decoder is int4, whose tower is int8, and whose head is f16."""
 
     def form(name: str) -> Form:
-        return Form("f32" if "norm" in name else "f16" if name in ("embed", "head") else "int4", 32)
+        if "norm" in name or name in ("vision.positions", "vision.prefix"):
+            return Form("f32")
+        if name in ("embed", "head", "vision.patch"):
+            return Form("f16")
+        return Form("int8") if name.startswith(("vision", "projector")) else Form("int4", 32)
 
-    limits = Limits(context=256, chunk=64)
-    lowered = lower([record_decoder(config)], config.text, limits, form, config.tokens.size)
-    return {k: v for k, v in lowered.kernels(max_counts(limits)).items() if v.name in ("gemv", "gemm", "attend")}
+    limits = Limits(context=256, chunk=64, kv=kv)
+    graphs = [record_decoder(config), record_vision(config)]
+    return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
 
 
-@pytest.mark.parametrize("architecture", sorted({t.architecture for t in TARGETS} - {"cpu", "sm_87"}))
-def test_every_sm_compiles(architecture: str, bundle_config: ModelConfig) -> None:
-    kernels = small_kernels(bundle_config)
-    assert {k.name for k in kernels.values()} == {"gemv", "gemm", "attend"}
-    chosen = {min(k for k, v in kernels.items() if v.name == name): name for name in ("gemm", "attend")}
-    compiled = compile_kernels({key: kernels[key] for key in chosen}, architecture)
-    for key, (record, cubin) in compiled.items():
+def small_kernels(config: ModelConfig) -> dict[str, cubins.Kernel]:
+    return {key: kernel for key, kernel in kernels_of(config).items() if kernel.name in ("gemv", "gemm", "attend")}
+
+
+def wide_loads(cubin: bytes, folder: Path) -> int:
+    """Instructions that load 16 bytes a thread from device memory, to registers or straight to shared memory."""
+    (folder / "k.cubin").write_bytes(cubin)
+    tools = Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia" / "bin"  # type: ignore
+    code = subprocess.run([tools / "nvdisasm", folder / "k.cubin"], capture_output=True, text=True, check=True).stdout
+    return len(re.findall(r"\bLDG(?:STS)?\.[.\w]*128", code))
+
+
+@pytest.mark.parametrize("architecture", sorted({t.architecture for t in TARGETS} - {"cpu"}))
+def test_every_kernel_compiles_for_every_sm_and_few_tokens_load_weights_16_bytes_a_thread(
+    architecture: str, bundle_config: ModelConfig, tmp_path: Path
+) -> None:
+    every = kernels_of(bundle_config) | kernels_of(bundle_config, "int8")
+    ways = {(k.name, k.variant, k.types, dict(k.constants).get("KIND")): k for k in every.values()}  # one shape of each
+    large = {"K": 4096, "Q": 128}
+    wide = {
+        replace(kernel, constants=tuple((name, large.get(name, value)) for name, value in kernel.constants))
+        for kernel in ways.values()
+        if kernel.name == "gemv" and dict(kernel.constants)["KIND"] == "int4"
+    }
+    assert {kernel.name for kernel in ways.values()} == FUNCTIONS.keys()
+    assert {kernel.variant for kernel in wide} == {"few", "more"}
+    kernels = {kernel.key: kernel for kernel in (*ways.values(), *wide)}
+    for key, (record, cubin) in compile_kernels(kernels, architecture).items():
         assert cubin[:4] == b"\x7fELF"
         assert record.arguments == kernels[key].types
-        assert record.tiles["BLOCK_M"] >= 16
+        assert record.shared <= SHARED_LIMIT[architecture]
+        if kernels[key] in wide:
+            assert wide_loads(cubin, tmp_path), key
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +182,17 @@ def test_what_was_compiled_is_not_compiled_again(
     first = compile_kernels(kernels, "sm_87")
     monkeypatch.setattr(cubins, "_compiler", lambda folder: pytest.fail("the compiler was started"))
     assert compile_kernels(kernels, "sm_87") == first
+
+
+def test_a_change_of_any_kernel_compiles_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubins, "_SOURCES", Path(shutil.copytree(cubins._SOURCES, tmp_path / "kernels")))
+    job = {"name": "gemv", "architecture": "sm_87"}
+    before = cubins._cache_path(job, "3.9.0")
+    assert cubins._cache_path(job, "3.9.0") == before
+    assert before not in (cubins._cache_path(job, "3.9.1"), cubins._cache_path({**job, "warps": 8}, "3.9.0"))
+    with (tmp_path / "kernels" / "dequantize.py").open("a") as stream:
+        stream.write("# changed\n")
+    assert cubins._cache_path(job, "3.9.0") != before
 
 
 def test_too_much_shared_memory_is_found_here_and_not_on_the_device(
@@ -168,10 +213,16 @@ def test_without_a_compiler_or_for_an_unknown_sm_the_build_says_so(
     wrong = {key: replace(kernel, constants=()) for key, kernel in kernels.items()}
     with pytest.raises(EdgevlError, match="does not compile for sm_87"):
         compile_kernels(wrong, "sm_87")
+    wrong = {key: replace(kernel, arguments=kernel.arguments[::-1]) for key, kernel in kernels.items()}
+    with pytest.raises(EdgevlError, match="the runtime passes"):
+        compile_kernels(wrong, "sm_87")
 
     def missing(name: str) -> str:
         raise cubins.importlib.metadata.PackageNotFoundError(name)
 
+    monkeypatch.setattr(cubins.importlib.metadata, "version", lambda name: "3.5.1+old")
+    with pytest.raises(EdgevlError, match=r"triton 3\.6, this is 3\.5\.1"):
+        compile_kernels(kernels, "sm_87")
     monkeypatch.setattr(cubins.importlib.metadata, "version", missing)
     with pytest.raises(MissingExtraError, match=r"edgevl\[deploy\]"):
         compile_kernels(kernels, "sm_87")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.checks import operations, tiny_model
+from benchmarks.gpu.checks import operations, sampling, tiny_model
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.errors import EdgevlError
 
@@ -24,6 +24,11 @@ def test_every_op_matches_its_twin(device: CudaDevice) -> None:
     assert {op: entry for op, entry in found.items() if entry["worst"] > 1} == {}
 
 
-def test_a_tiny_model_answers_as_on_the_processor(device: CudaDevice) -> None:
-    found = tiny_model(device, device.architecture)
+def test_tokens_are_drawn_as_the_twin_draws_them(device: CudaDevice) -> None:
+    assert sampling(device, device.architecture)["wrong"] == 0
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_a_tiny_model_answers_as_on_the_processor(device: CudaDevice, kv: str) -> None:
+    found = tiny_model(device, device.architecture, kv)
     assert found["largest_difference"] < 0.1 and found["steps_alike"]

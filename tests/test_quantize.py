@@ -245,6 +245,21 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, calls: int) -> 
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_finished_run_is_found_by_resume_and_replaced_by_force(tmp_path: Path) -> None:
+    model, out = str(tiny_llama(tmp_path / "m", layers=1)), tmp_path / "out"
+    first = quantize(model, out, QuantizeSettings(**FEW))
+    before = contents(out)
+    calls: list[str] = []
+    again = quantize(model, out, QuantizeSettings(resume=True, **FEW), lambda stage, *_: calls.append(stage))
+    assert again["sha256"] == first["sha256"] and not calls, "nothing was done again"
+    with pytest.raises(UsageError, match="already exists"):
+        quantize(model, out, QuantizeSettings(scheme="sym", resume=True, **FEW))
+    quantize(model, out, QuantizeSettings(scheme="sym", force=True, **FEW))
+    assert contents(out) != before
+    with pytest.raises(UsageError, match="which is read; write elsewhere"):
+        quantize(model, Path(model), QuantizeSettings(force=True, **FEW))
+
+
 def test_what_cannot_work_is_refused_before_work(tmp_path: Path) -> None:
     model = str(tiny_llama(tmp_path / "m", hidden=96, ff=160, heads=3, kv_heads=3))
     with pytest.raises(UsageError, match=r"q_proj has 96 in-features, which groups of 64 cannot divide.*choose 32"):

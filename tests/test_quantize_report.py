@@ -38,6 +38,7 @@ def test_the_report_says_what_was_done(made: tuple[Path, Path]) -> None:
         learned = block["reconstruction"]
         assert learned["steps"] == 24 and learned["kept"] == (learned["error_after"] < learned["error_before"])
         assert block["error"] > 0 and block["seconds"] > 0 and "channels" not in block
+        assert 0 < block["drift"] < 1
         assert all(group["error_chosen"] <= group["error_rounded"] for group in block["groups"])
     errors = sorted((group["error_chosen"] for block in report["blocks"] for group in block["groups"]), reverse=True)
     assert [entry["error"] for entry in report["worst"]] == errors[:3]

@@ -73,13 +73,14 @@ def test_it_begins_with_the_codes_that_are_there() -> None:
     assert (begun.place - begun.codes()).abs().max() < 0.5
 
 
-def test_the_same_seed_learns_the_same() -> None:
+def test_the_same_seed_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEP_TOKENS", 1)  # a step looks at one sequence, which the seed chooses
     codes = []
     for seed in (3, 3, 4):
         case = Case()
         case.learn(8, seed)
         codes.append(b"".join(weight.codes.tobytes() for weight in case.result.linears.values()))
-    assert codes[0] == codes[1]
+    assert codes[0] == codes[1] != codes[2]
 
 
 def test_what_does_not_gain_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +110,4 @@ def test_a_token_with_huge_states_does_not_decide_alone() -> None:
                 case.learn(40)
         assert case.result.values is start
         gains.append(errors[1] / errors[0])
-    assert gains[0] < 0.95 and gains[1] < 0.95, gains
+    assert gains[0] < 0.8 and gains[1] < 0.8, gains  # plain squared errors: 0.92

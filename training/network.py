@@ -73,7 +73,14 @@ class Eyes(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """What ships, by checkpoint name."""
+        return {**self._own()}
+
+    def _own(self) -> dict[str, nn.Parameter]:
         return {name: self.get_parameter(own) for name, own in self._names.items()}
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The tower's and the projector's, without positions and the class tokens."""
+        return [p for name, p in self._own().items() if p.dim() == 2 and not name.endswith("token")]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles (n, S, S, 3) uint8 -> image tokens (n·P/4, C) and the tower's patches (n·P, tower width), both bf16."""
@@ -280,12 +287,22 @@ def _reading(logits: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
 
 def _initial(name: str, shape: tuple[int, ...], embedding_rms: float) -> Tensor:
     last = name.rsplit(".", 1)[-1]
+    if last == "pos_embed":
+        return 0.5 * _waves(round(shape[-2] ** 0.5), shape[-1]).reshape(shape)
     if len(shape) == 1:
         norm = ".norm" in name or name.startswith("mlp1.0.")
         return torch.ones(shape) if norm and last == "weight" else torch.zeros(shape)
-    scale = 0.02 if last in ("pos_embed", "token") else shape[-1] ** -0.5
+    scale = 0.02 if last == "token" else shape[-1] ** -0.5
     if name.endswith(("attn.proj.weight", "fc2.weight")):
         scale *= 0.3
     if name == "mlp1.3.weight":
         scale *= 1.7 * embedding_rms
     return torch.randn(shape) * scale
+
+
+def _waves(grid: int, width: int) -> Tensor:
+    """(grid², width): sines and cosines of row and column, so that neighbours are alike before anything is learned."""
+    speeds = 50.0 ** -(torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = [place.reshape(-1, 1) * speeds for place in (row, column)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)

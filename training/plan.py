@@ -18,6 +18,7 @@ class Plan:
     reader_batch: int  # pictures, each with as many questions as fit
     reader_rate: float
     reader_reuse: int
+    muon_rate: float = 0.02  # of tower and projector
     reader_beside: int = 16  # more pictures, of which only the label maps are learned
     tower_pages: int = 3  # of five pictures, how many are pages full of text
     length: int = 224  # tokens of a training sequence
@@ -37,10 +38,10 @@ PLANS = {
 }
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over the first 4 %, then half a cosine down to a fiftieth."""
+def learning_rate(step: int, steps: int) -> float:
+    """As a share of the highest: warm-up over the first 4 %, then half a cosine down to a fiftieth."""
     warm = max(1, steps // 25)
     if step < warm:
-        return peak * (step + 1) / warm
+        return (step + 1) / warm
     share = (step - warm) / max(1, steps - warm)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))

@@ -31,12 +31,14 @@ from training.feed import Feed, Seen, held_out
 from training.journal import Journal
 from training.labels import LabelMaker
 from training.network import Eyes, Labels, Reader
+from training.optimizers import Optimizers
 from training.plan import Plan, learning_rate
 from training.sequences import SequenceMaker, Sequences
 from training.state import load, save
 from training.tower import shares
 
 _DENSE = 0.3  # weight of the label maps
+_CALMER = 0.3  # steps of tower and projector, as a share of the first stage's
 _TEXT = 0.5  # weight of the distance on plain text
 _TEXT_EVERY = 8  # steps between looks at it, each of which counts as many times
 _TEXT_TOKENS = 192  # of the plain text in each look
@@ -52,11 +54,8 @@ def train_reader(
     """
     reader = Reader(checkpoint.config, CheckpointParts(checkpoint), plan.rank, device).to(device)
     modules = [eyes, reader]
-    parameters = [p for m in modules for p in m.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=plan.reader_rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0, fused=True
-    )
-    place = load(folder, "reader", modules, optimizer)
+    optimizers = Optimizers(eyes, reader.parameters(), plan.reader_rate, _CALMER * plan.muon_rate)
+    place = load(folder, "reader", modules, optimizers)
     if place is None:
         if start is not None:
             restore(start, eyes, reader)
@@ -76,18 +75,14 @@ def train_reader(
         sums: dict[str, float] = defaultdict(float)
         began, first = time.monotonic(), place["step"]
         for step in range(place["step"], plan.reader_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, plan.reader_steps, plan.reader_rate)
             batch, more = feed.batch(plan.reader_batch), beside.batch(plan.reader_beside)
             maps = labels.labels([*batch, *more], device)
             loss, figures = answer_loss(eyes, reader, maker.batch(batch, random), more, maps)
             if step % _TEXT_EVERY == 0:
                 apart = _text_distance(eyes, reader, texts, random, device)
                 loss, figures["text"] = loss + _TEXT * _TEXT_EVERY * apart, _TEXT_EVERY * float(apart.detach())
-            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            optimizers.step(learning_rate(step, plan.reader_steps))
             for name, value in figures.items():
                 sums[name] += value
             if (step + 1) % plan.report == 0 or step + 1 == plan.reader_steps:
@@ -95,7 +90,7 @@ def train_reader(
                 speed = since * plan.reader_batch / (time.monotonic() - began)
                 means = {k: v / since for k, v in sums.items()}
                 exact = check(eyes, reader, maker, checks, device)
-                save(folder, "reader", modules, optimizer, {"step": step + 1, "pictures": feed.drawn})
+                save(folder, "reader", modules, optimizers, {"step": step + 1, "pictures": feed.drawn})
                 journal.write(step=step + 1, pictures_a_second=speed, **means, **exact)
                 sums, began, first = defaultdict(float), time.monotonic(), step + 1
     finally:
@@ -122,8 +117,9 @@ def answer_logits(rows: Tensor, eyes: Eyes, reader: Reader, batch: Sequences) ->
 def answer_loss(
     eyes: Eyes, reader: Reader, asked: Sequences, beside: list[Seen], labels: Labels
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over answer tokens plus a part of the labels' loss; and both as numbers.
+    """Weighted cross-entropy of answer tokens plus a part of the labels' loss; and both as numbers.
 
+    An answer counts as the square root of its tokens: a page that is read aloud has fifty times those of a total.
     Of the pictures `beside` only the labels are learned; `labels` are first of the pictures asked about, then of these.
     """
     device = labels.things.device
@@ -132,7 +128,9 @@ def answer_loss(
     rows, patches = eyes(torch.from_numpy(pixels).to(device))
     logits = answer_logits(rows[: tiles * len(rows) // len(pixels)], eyes, reader, asked).float()
     targets = torch.from_numpy(asked.targets).to(device)
-    loss = functional.cross_entropy(logits, targets)
+    lengths = np.bincount(asked.answers)[asked.answers]
+    weights = torch.from_numpy(lengths.astype(np.float32) ** -0.5).to(device)
+    loss = (functional.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
     right = float((logits.argmax(dim=1) == targets).float().mean())
     first = torch.from_numpy(np.concatenate([asked.first_tiles, np.arange(tiles, len(pixels))])).to(device)
     first_rows, first_patches = (x.reshape(len(pixels), -1, x.shape[1])[first].flatten(0, 1) for x in (rows, patches))

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgevl.errors import UsageError
 from edgevl.safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
+from training.optimizers import Optimizers
 
 
 def save(
-    folder: Path, stage: str, modules: list[nn.Module], optimizer: torch.optim.Optimizer, place: dict[str, Any]
+    folder: Path, stage: str, modules: list[nn.Module], optimizers: Optimizers | None, place: dict[str, Any]
 ) -> None:
     """Write `<stage>.safetensors` with everything that the stage needs to go on; `place` is JSON."""
     tensors = {f"{i}/{name}": p.detach() for i, module in enumerate(modules) for name, p in module.named_parameters()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{number}/{key}": value for key, value in state.items()}
+    state = {} if optimizers is None else optimizers.state()
+    tensors |= {f"optimizer/{name}": value for name, value in state.items()}
     arrays = {name: t.float().cpu().numpy() for name, t in tensors.items()}
     specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def save(
 
 
 def load(
-    folder: Path, stage: str, modules: list[nn.Module], optimizer: torch.optim.Optimizer | None = None
+    folder: Path, stage: str, modules: list[nn.Module], optimizers: Optimizers | None = None
 ) -> dict[str, Any] | None:
     """Put back what `save` wrote and return its place; None when there is nothing to go on from.
 
@@ -47,12 +48,7 @@ def load(
                 )
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(np.array(value)))
-    if optimizer is not None:
-        groups = optimizer.state_dict()
-        state: dict[int, dict[str, Tensor]] = {}
-        for name in file.specs:
-            if name.startswith("optimizer/"):
-                _, number, key = name.split("/")
-                state.setdefault(int(number), {})[key] = torch.from_numpy(np.array(file.array(name)))
-        optimizer.load_state_dict({"state": state, "param_groups": groups["param_groups"]})
+    if optimizers is not None:
+        names = [name for name in file.specs if name.startswith("optimizer/")]
+        optimizers.restore({n.removeprefix("optimizer/"): torch.from_numpy(np.array(file.array(n))) for n in names})
     return dict(json.loads(file.metadata["place"]))

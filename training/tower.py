@@ -19,17 +19,15 @@ from training.feed import Feed, Seen, held_out
 from training.journal import Journal
 from training.labels import LabelMaker
 from training.network import MEASURED, Eyes
+from training.optimizers import Optimizers
 from training.plan import Plan, learning_rate
 from training.state import load, save
 
 
 def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, device: str) -> None:
     """Train until `plan.tower_steps`, going on from the folder's state; writes `tower.safetensors` there."""
-    decayed = [p for p in eyes.parameters() if p.dim() > 1]
-    plain = [p for p in eyes.parameters() if p.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=plan.tower_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    place = load(folder, "tower", [eyes], optimizer) or {"step": 0, "pictures": 0}
+    optimizers = Optimizers(eyes, (), plan.tower_rate, plan.muon_rate)
+    place = load(folder, "tower", [eyes], optimizers) or {"step": 0, "pictures": 0}
     if place["step"] >= plan.tower_steps:
         return
     maker = LabelMaker(checkpoint)
@@ -39,21 +37,17 @@ def train_tower(eyes: Eyes, checkpoint: Checkpoint, plan: Plan, folder: Path, de
         counts, losses, began = torch.zeros(2 * len(MEASURED)), 0.0, time.monotonic()
         first = place["step"]
         for step in range(place["step"], plan.tower_steps):
-            rate = learning_rate(step, plan.tower_steps, plan.tower_rate)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = learning_rate(step, plan.tower_steps)
             loss, found = dense(eyes, maker, feed.batch(plan.tower_batch), device)
-            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
-            optimizer.step()
+            optimizers.step(rate)
             counts, losses = counts + found.cpu(), losses + float(loss.detach())
             if (step + 1) % plan.report == 0 or step + 1 == plan.tower_steps:
                 since = step + 1 - first
                 speed = since * plan.tower_batch / (time.monotonic() - began)
                 figures = {f"train_{k}": v for k, v in shares(counts).items()}
                 figures |= {f"validation_{k}": v for k, v in shares(check(eyes, maker, checks, device)).items()}
-                save(folder, "tower", [eyes], optimizer, {"step": step + 1, "pictures": feed.drawn})
+                save(folder, "tower", [eyes], optimizers, {"step": step + 1, "pictures": feed.drawn})
                 journal.write(step=step + 1, loss=losses / since, rate=rate, pictures_a_second=speed, **figures)
                 counts, losses, began = torch.zeros(2 * len(MEASURED)), 0.0, time.monotonic()
                 first = step + 1

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.gpu import torch_peer
-from benchmarks.gpu.checks import operations, tiny_model
+from benchmarks.gpu.checks import operations, sampling, tiny_model
 from benchmarks.gpu.models import compiled, eight_b, random_weights, tiny
-from benchmarks.gpu.speed import LIMITS, copy_bandwidth, measure
+from benchmarks.gpu.speed import LIMITS, copy_bandwidth, decoding, goals, measure
 from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.console import note, print_json, table
-from edgevl.errors import EdgevlError
+from edgevl.errors import CapacityError, EdgevlError
 
 _FAR = 0.1  # of the largest logit; the CPU rounds activations to int8
 
@@ -54,11 +55,13 @@ def _items(content: Any) -> list[tuple[str, Any]]:
 def _check(gpu: CudaDevice, document: dict[str, Any], every: int) -> bool:
     note("ops against their twins …")
     document["operations"] = operations(gpu, gpu.architecture, every)
+    document["sampling"] = sampling(gpu, gpu.architecture)
     note("a tiny model against the CPU …")
-    document["tiny_model"] = tiny_model(gpu, gpu.architecture)
+    models = [tiny_model(gpu, gpu.architecture, kv) for kv in ("f16", "int8")]
+    document |= {"tiny_model": models[0], "tiny_model_int8_kv": models[1]}
     right = all(found["worst"] <= 1 for found in document["operations"].values())
-    tiny = document["tiny_model"]
-    return right and bool(tiny["steps_alike"]) and tiny["largest_difference"] <= _FAR
+    right &= document["sampling"]["wrong"] == 0
+    return right and all(found["steps_alike"] and found["largest_difference"] <= _FAR for found in models)
 
 
 def _measure(gpu: CudaDevice, document: dict[str, Any], small: bool) -> None:
@@ -77,6 +80,13 @@ def _measure(gpu: CudaDevice, document: dict[str, Any], small: bool) -> None:
     }
     document["planned_bytes"] = runner.planned_bytes
     document |= measure(runner, gpu, config, copy, rate, lambda name: weights(name).nbytes)
+    try:
+        limits = replace(LIMITS, kv="int8")
+        other = CudaRunner(config, limits, weights, gpu, compiled(config, weights, limits, gpu.architecture))
+        document["int8_kv"] = decoding(other, gpu, config, copy, lambda name: weights(name).nbytes)
+    except CapacityError as error:  # the weights are there twice
+        document["int8_kv"] = str(error)
+    document["goals"] = goals(document)
 
 
 if __name__ == "__main__":

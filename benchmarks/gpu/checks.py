@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from deploy import cubins
 from edgevl.backends.cuda import CudaRunner, run_graph
 from edgevl.backends.cuda_device import Device
 from edgevl.backends.cuda_lowering import Form, lower
-from edgevl.backends.cuda_program import Cubins
+from edgevl.backends.cuda_program import Cubins, Program
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import pack, relaid
 from edgevl.memory import max_counts
 from edgevl.prefill import feed
+from edgevl.recorder import Recorder, Rows
 from edgevl.runner import Limits, Runner
+from edgevl.sampling import choose
 
 LIMITS = Limits(context=256, slots=2, chunk=64, logit_rows=8, tiles=2)
 
@@ -61,13 +64,51 @@ def _difference(found: Any, wanted: Any) -> float:
     return float(np.abs(f - w).max(initial=0) / max(1.0, np.abs(w).max(initial=0)))
 
 
-def tiny_model(device: Device, architecture: str, tokens: int = 10) -> dict[str, Any]:
+def sampling(device: Device, architecture: str, size: int = 2500) -> dict[str, int]:
+    """Rows of logits with and without ties, drawn from on the device: `cases`, and `wrong` ones.
+
+    A token that the twin takes when top-p or the random number moves by 1e-5 is right too.
+    """
+    random = np.random.default_rng(0)
+    real, kinds = size - 90, ((0.7, 0.9), (1.0, 1.0), (0.0, 1.0), (2.5, 0.3), (0.2, 1e-6), (10.0, 0.99), (1.0, 0.5))
+    draws = np.array([(t, p, random.random()) for t, p in kinds] * 3, np.float32)
+    draws[0, 2], draws[-1, 2] = 0.0, np.float32(1 - 2**-24)
+    logits = 4 * random.standard_normal((len(draws), size)).astype(np.float32)
+    logits[1::2] = np.round(logits[1::2])  # ties, zeros of both signs among them
+    logits[2] = -np.inf
+    logits[2, [real - 3, 5]] = 1.0
+    logits[:, real:] = 100.0  # padding
+    recorder, limits = Recorder("decoder", {}, frozenset()), Limits(8, chunk=len(draws), logit_rows=len(draws))
+    x = recorder.input("x", Rows("tokens"), size, "f32")
+    graph = recorder.finish(recorder.gather_rows(x, recorder.input("rows", Rows("logits"), 1, "i32")))
+    kernels = lower([graph], None, limits, lambda name: Form("f16"), real).kernels(max_counts(limits))
+    made = cubins.compile_kernels(kernels, architecture)
+    files = {record.file: cubin for record, cubin in made.values()}
+    code = Cubins({key: record for key, (record, _) in made.items()}, files.__getitem__)
+    program = Program([graph], limits, random_weights(tiny()), None, device, code, real)
+    counts = {"tokens": len(draws), "logits": len(draws)}
+    program.fill("decoder", {"x": logits, "rows": np.arange(len(draws), dtype=np.int32)}, counts)
+    program.set_draws(draws)
+    for name in ("decoder", "sample"):
+        program.launch(name, counts)
+    wrong = 0
+    for row, (temperature, top_p, number), found in zip(logits, draws, program.ids(len(draws)), strict=True):
+        near = [
+            choose(row[:real], temperature, p, n)
+            for p in (top_p, *([max(top_p - 1e-5, 0), top_p + 1e-5] if top_p < 1 else []))
+            for n in (number, max(number - 1e-5, 0), number + 1e-5)
+        ]
+        wrong += int(found) not in near
+    return {"cases": len(draws), "wrong": wrong}
+
+
+def tiny_model(device: Device, architecture: str, kv: str = "f16", tokens: int = 10) -> dict[str, Any]:
     """A prompt with pictures and some greedy tokens: the largest difference of logits, and whether the tokens agree.
 
     And whether steps of several tokens are those of one each. The CPU backend rounds activations to int8 and the GPU
     does not, so logits agree to a few hundredths. Where the native extension is missing, the reference computes.
     """
-    config, limits = tiny(), LIMITS
+    config, limits = tiny(), replace(LIMITS, kv=kv)
     weights = random_weights(config)
     gpu = CudaRunner(config, limits, weights, device, compiled(config, weights, limits, architecture))
     other: Runner
@@ -90,7 +131,7 @@ def tiny_model(device: Device, architecture: str, tokens: int = 10) -> dict[str,
         token = int(np.argmax(logits[1][0, : config.tokens.size]))
         step = (np.array([token], np.int32), np.array([place], np.int32), np.zeros(1, np.int32))
         last = np.zeros(1, np.int32)
-        chosen = gpu.greedy(*step, None, last)
+        chosen = gpu.choose(*step, None, last, np.zeros((1, 3), np.float32))
         logits = [r.decode(*step, None, last).copy() for r in (gpu, other)]
         worst, place = max(worst, _difference(*logits)), place + 1
         same &= int(chosen[0]) == int(np.argmax(logits[1][0, : config.tokens.size]))

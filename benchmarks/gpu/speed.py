@@ -12,6 +12,7 @@ import numpy as np
 from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.config import ModelConfig
+from edgevl.memory import kv_row_bytes
 from edgevl.models.names import all_parts
 from edgevl.prefill import feed
 from edgevl.runner import Limits
@@ -38,11 +39,11 @@ def copy_bandwidth(device: CudaDevice, size: int = 1 << 30) -> float:
     return 2 * size / seconds(lambda: device.copy(to, source, size), device)
 
 
-def step_bytes(config: ModelConfig, weight_bytes: Callable[[str], int], depth: int, slots: int) -> int:
+def step_bytes(config: ModelConfig, weight_bytes: Callable[[str], int], depth: int, slots: int, kv: str = "f16") -> int:
     """Bytes that one decode step of `slots` tokens must read: every decoder weight once, and the KV cache."""
     t = config.text
     names = [p.name for p in all_parts(config) if p.region in ("text", "head")]
-    return sum(map(weight_bytes, names)) + slots * 4 * t.layers * t.kv_heads * t.head_dim * depth
+    return sum(map(weight_bytes, names)) + slots * 2 * t.layers * t.kv_heads * kv_row_bytes(kv, t.head_dim) * depth
 
 
 def linear_operations(config: ModelConfig, regions: tuple[str, ...]) -> int:
@@ -50,16 +51,52 @@ def linear_operations(config: ModelConfig, regions: tuple[str, ...]) -> int:
     return sum(2 * int(np.prod(p.shape)) for p in all_parts(config) if p.kind == "linear" and p.region in regions)
 
 
-def decode(runner: CudaRunner, device: CudaDevice, depth: int, slots: int, steps: int = 32) -> float:
-    """Seconds of one greedy step of `slots` sequences at `depth`, copies of tokens in and out included."""
+def decode(
+    runner: CudaRunner, device: CudaDevice, depth: int, slots: int, temperature: float = 0.0, steps: int = 32
+) -> float:
+    """Seconds of one step of `slots` sequences at `depth`, copies of tokens in and out included; greedy at 0."""
     tokens, rows = np.full(slots, 17, np.int32), np.arange(slots, dtype=np.int32)
+    draws = np.array([[temperature, 0.9, 0.5]] * slots, np.float32)
 
     def run() -> None:
         chosen = tokens
         for step in range(steps):
-            chosen = runner.greedy(chosen, np.full(slots, depth + step, np.int32), rows, None, rows)
+            chosen = runner.choose(chosen, np.full(slots, depth + step, np.int32), rows, None, rows, draws)
 
     return seconds(run, device) / steps
+
+
+def decoding(
+    runner: CudaRunner, device: CudaDevice, config: ModelConfig, copy: float, weight_bytes: Callable[[str], int]
+) -> dict[str, Any]:
+    """Steps of 1 and 8 sequences at a depth of 1,024, greedy, and drawn with top-p."""
+    result: dict[str, Any] = {}
+    for name, slots, temperature in (("decode_1", 1, 0.0), ("decode_8", 8, 0.0), ("decode_1_top_p", 1, 0.7)):
+        taken = decode(runner, device, 1024, slots, temperature)
+        needed = step_bytes(config, weight_bytes, 1024, slots, runner.limits.kv)
+        result[name] = {
+            "tokens_per_second": round(slots / taken, 1),
+            "milliseconds": round(taken * 1e3, 3),
+            "gigabytes_per_second": round(needed / taken / 1e9, 1),
+            "share_of_copy": round(needed / taken / copy, 3),
+        }
+    return result
+
+
+def goals(document: dict[str, Any]) -> dict[str, str]:
+    """What was aimed at on an H200 beside what was found; "not measured" without torch."""
+    one, eight, limits = document["decode_1"], document["decode_8"], document["limits"]
+    peer = limits["torch_int4_step_milliseconds"]
+    found: dict[str, tuple[float | None, float]] = {
+        "decode, share of copy bandwidth": (one["share_of_copy"], 0.7),
+        "decode, times torch's int4 linears": (None if peer is None else peer / one["milliseconds"], 1.5),
+        "prefill, share of matrix rate": (document["prefill_2048"]["share_of_matrix_rate"], 0.6),
+        "tower, share of matrix rate": (document.get("tower", {}).get("share_of_matrix_rate"), 0.5),
+        "8 slots, times one": (eight["tokens_per_second"] / one["tokens_per_second"], 5.0),
+    }
+    return {
+        name: "not measured" if value is None else f"{value:.2f} of {goal}" for name, (value, goal) in found.items()
+    }
 
 
 def measure(
@@ -71,15 +108,7 @@ def measure(
     weight_bytes: Callable[[str], int],
 ) -> dict[str, Any]:
     """Decode, prefill, tower, first token of a full picture; shares of `copy` (B/s) and `rate` (operations/s)."""
-    result: dict[str, Any] = {}
-    for slots in (1, 8):
-        taken, needed = decode(runner, device, 1024, slots), step_bytes(config, weight_bytes, 1024, slots)
-        result[f"decode_{slots}"] = {
-            "tokens_per_second": round(slots / taken, 1),
-            "milliseconds": round(taken * 1e3, 3),
-            "gigabytes_per_second": round(needed / taken / 1e9, 1),
-            "share_of_copy": round(needed / taken / copy, 3),
-        }
+    result = decoding(runner, device, config, copy, weight_bytes)
     ids = np.random.default_rng(0).integers(0, config.tokens.size, 2048).tolist()
     taken = seconds(lambda: _ignore(feed(runner, ids, 0, None, 1)), device, 3)
     work = len(ids) * linear_operations(config, ("text",)) + _attention_operations(config, len(ids))

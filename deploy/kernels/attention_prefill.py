@@ -8,16 +8,28 @@ Source: Dao 2023, FlashAttention-2 (arXiv 2307.08691).
 import triton
 import triton.language as tl
 
+from deploy.kernels.dequantize import scaled_sum, whole_code
+
 
 @triton.jit
-def attend_block(query, k, v, seen, top, weight, total, SCALE: tl.constexpr):
-    """One block of keys into the running softmax; `seen` is (queries, keys). Returns top, weight, total."""
-    scores = tl.where(seen, tl.dot(query, tl.trans(k)) * SCALE, -1e30)
+def attend_block(query, k, v, key_scales, value_scales, seen, top, weight, total, SCALE: tl.constexpr):
+    """One block of keys into the running softmax; `seen` is (queries, keys). Returns top, weight, total.
+
+    Keys and values are f16, and scales None, or they are int8 with a scale for each key.
+    """
+    if key_scales is not None:
+        scores = tl.dot(query, tl.trans(whole_code(k))) * key_scales[None, :]
+    else:
+        scores = tl.dot(query, tl.trans(k))
+    scores = tl.where(seen, scores * SCALE, -1e30)
     higher = tl.maximum(top, tl.max(scores, axis=1))
     shrink = tl.exp2(top - higher)
     p = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
     weight = weight * shrink + tl.sum(p, axis=1)
-    total = tl.dot(p.to(tl.float16), v, total * shrink[:, None])
+    if value_scales is not None:
+        total = total * shrink[:, None] + scaled_sum(p, v, value_scales)
+    else:
+        total = tl.dot(p.to(tl.float16), v, total * shrink[:, None])
     return higher, weight, total
 
 
@@ -26,8 +38,10 @@ def attend(
     q,  # (T, H·D)
     positions,  # (T,) i32
     slots,  # (T,) i32
-    keys,  # (slots, G, context, D) f16
+    keys,  # (slots, G, context, D) f16 or i8
     cached,  # values, likewise
+    key_scales,  # (slots, G, context) f32 for i8, or None
+    cached_scales,  # of the values, likewise
     out,  # (T, H·D)
     rows,  # T
     HEADS: tl.constexpr,
@@ -55,15 +69,19 @@ def attend(
     for one in range(first, last + 1):
         own = slot == one
         depth = tl.max(tl.where(own, position, -1), axis=0) + 1
-        base = ((first.to(tl.int64) + (one - first)) * GROUPS + head // (HEADS // GROUPS)) * CONTEXT * D
+        base = ((first.to(tl.int64) + (one - first)) * GROUPS + head // (HEADS // GROUPS)) * CONTEXT
         for start in range(0, depth, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
-            cell = base + s[:, None] * D + d[None, :]
+            cell = (base + s[:, None]) * D + d[None, :]
             there = (s[:, None] < depth) & (d[None, :] < D)
-            k = tl.load(keys + cell, mask=there, other=0.0)
-            v = tl.load(cached + cell, mask=there, other=0.0)
+            k = tl.load(keys + cell, mask=there, other=0)
+            v = tl.load(cached + cell, mask=there, other=0)
+            ks, vs = None, None
+            if key_scales is not None:
+                ks = tl.load(key_scales + base + s, mask=s < depth, other=0.0)
+                vs = tl.load(cached_scales + base + s, mask=s < depth, other=0.0)
             seen = own[:, None] & (s[None, :] <= position[:, None])
-            top, weight, total = attend_block(query, k, v, seen, top, weight, total, SCALE)
+            top, weight, total = attend_block(query, k, v, ks, vs, seen, top, weight, total, SCALE)
     tl.store(out + place, (total / tl.maximum(weight, 1e-30)[:, None]).to(out.dtype.element_ty), mask=mine)
 
 
@@ -96,6 +114,6 @@ def full_attention(
         k = tl.load(cell + HEADS * D, mask=there, other=0.0).to(tl.float16)
         v = tl.load(cell + 2 * HEADS * D, mask=there, other=0.0).to(tl.float16)
         seen = (t[:, None] < TOKENS) & (s[None, :] < TOKENS)
-        top, weight, total = attend_block(query, k, v, seen, top, weight, total, SCALE)
+        top, weight, total = attend_block(query, k, v, None, None, seen, top, weight, total, SCALE)
     place = (tile * TOKENS + t[:, None]) * (HEADS * D) + head * D + d[None, :]
     tl.store(out + place, (total / tl.maximum(weight, 1e-30)[:, None]).to(out.dtype.element_ty), mask=mine)

@@ -23,6 +23,7 @@ from deploy.kernels.gemv import gemv
 from deploy.kernels.norms import norm
 from deploy.kernels.rope import rope_write
 from deploy.kernels.rows import argmax, embed, gather_rows, patches, pixel_shuffle, silu_mul, vision_tokens
+from deploy.kernels.sample import sample_narrow, sample_pick, sample_tally, sample_top
 
 FUNCTIONS: dict[str, Any] = {
     "argmax": argmax,
@@ -38,6 +39,10 @@ FUNCTIONS: dict[str, Any] = {
     "patches": patches,
     "pixel_shuffle": pixel_shuffle,
     "rope_write": rope_write,
+    "sample_narrow": sample_narrow,
+    "sample_pick": sample_pick,
+    "sample_tally": sample_tally,
+    "sample_top": sample_top,
     "silu_mul": silu_mul,
     "vision_tokens": vision_tokens,
 }
@@ -61,6 +66,8 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     function = FUNCTIONS[job["name"]]
     given = dict(job["arguments"])
     constants = constants_of([*job["constants"], *job["tiles"]])
+    order = [name for name in function.arg_names if name in given]
+    assert order == list(given), f"{job['name']} takes {order}; the runtime passes {list(given)}"
     constants |= {name: None for name, kind in given.items() if kind is None}
     signature = {
         name: "constexpr" if name in constants else _TRITON_TYPES.get(given[name], given[name])

@@ -1,8 +1,9 @@
-"""Weight tiles from the layout "tiles" of edgevl.layouts, in registers. Called by the linear kernels.
+"""Weight tiles from the layout "tiles" of edgevl.layouts, and int8 keys and values, as f16 in registers.
 
 A code becomes f16 without a conversion instruction (those run at a fraction of the rate) and without a shift: its
 bits go into the mantissa of 1024, whose unit is 1, and 1024 goes away with the zero point, exactly. The high nibble
-stays where it is, counts 16 times, and is divided as 1024 goes away, in the same instruction.
+stays where it is, counts 16 times, and is divided as 1024 goes away, in the same instruction. Called by the linear and
+attention kernels.
 """
 
 import triton
@@ -37,3 +38,14 @@ def whole_code(codes):
     """int8 codes -> f16, exact: as 128 more than they are, without a sign."""
     raised = ((codes ^ -128).to(tl.uint8, bitcast=True).to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
     return raised - 1152.0
+
+
+@triton.jit
+def scaled_sum(weights, codes, scales):
+    """(M, S) f32 weights · (S, D) int8 codes with a scale for each of S -> (M, D) f32.
+
+    Scales go into the weights. The largest stays outside, so that a weight is as exact in f16 as without them.
+    """
+    top = tl.max(scales, axis=0)
+    shares = scales / tl.maximum(top, 1e-30)
+    return tl.dot((weights * shares[None, :]).to(tl.float16), whole_code(codes)) * top

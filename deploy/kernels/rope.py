@@ -1,4 +1,7 @@
-"""Rotary embedding of q and k, and k and v into the KV cache. Positions and slots are read from device memory."""
+"""Rotary embedding of q and k, and k and v into the KV cache. Positions and slots are read from device memory.
+
+In an int8 cache the numbers of a head are whole multiples of one scale, its largest |number| / 127.
+"""
 
 import triton
 import triton.language as tl
@@ -10,8 +13,10 @@ def rope_write(
     positions,  # (T,) i32
     slots,  # (T,) i32
     turns,  # (context, 2, D/2) f32: cosines, then sines, of each position
-    keys,  # (slots, G, context, D) f16
+    keys,  # (slots, G, context, D) f16 or i8
     cached,  # values, likewise
+    key_scales,  # (slots, G, context) f32 for i8, or None
+    cached_scales,  # of the values, likewise
     out,  # q (T, H·D)
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -39,10 +44,23 @@ def rope_write(
         tl.store(target, first.to(out.dtype.element_ty), mask=inside)
         tl.store(target + D // 2, second.to(out.dtype.element_ty), mask=inside)
     elif head < HEADS + GROUPS:
-        target = keys + ((slot * GROUPS + head - HEADS) * CONTEXT + position) * D + d
-        tl.store(target, first.to(keys.dtype.element_ty), mask=inside)
-        tl.store(target + D // 2, second.to(keys.dtype.element_ty), mask=inside)
+        cell = (slot * GROUPS + head - HEADS) * CONTEXT + position
+        write_cell(keys, key_scales, cell, first, second, d, inside, D)
     else:
-        target = cached + ((slot * GROUPS + head - HEADS - GROUPS) * CONTEXT + position) * D + d
-        tl.store(target, first.to(cached.dtype.element_ty), mask=inside)
-        tl.store(target + D // 2, second.to(cached.dtype.element_ty), mask=inside)
+        cell = (slot * GROUPS + head - HEADS - GROUPS) * CONTEXT + position
+        write_cell(cached, cached_scales, cell, first, second, d, inside, D)
+
+
+@triton.jit
+def write_cell(cache, scales, cell, first, second, d, inside, D: tl.constexpr):
+    """Both halves of one head to cell number `cell` of a cache."""
+    target = cache + cell * D + d
+    if scales is not None:
+        top = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
+        steps = tl.where(top > 0.0, 127.0 / top, 0.0)
+        # the spacing of f32 at 1.5 · 2^23 is 1: adding rounds to whole numbers, halves to even
+        first = first * steps + 12582912.0 - 12582912.0
+        second = second * steps + 12582912.0 - 12582912.0
+        tl.store(scales + cell, top / 127.0)
+    tl.store(target, first.to(cache.dtype.element_ty), mask=inside)
+    tl.store(target + D // 2, second.to(cache.dtype.element_ty), mask=inside)

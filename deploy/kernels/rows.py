@@ -5,13 +5,28 @@ import triton.language as tl
 
 
 @triton.jit
-def embed(tokens, table, images, out, C: tl.constexpr, BLOCK: tl.constexpr):
+def embed(
+    tokens,  # (T,) i32
+    table,  # (V, C) f32 or f16; codes of int8 in tiles
+    scales,  # (panels, 16) f32 of int8, or None
+    images,  # (rows, C), or None
+    out,  # (T, C)
+    C: tl.constexpr,
+    Q: tl.constexpr,  # in-features of a group of int8
+    BLOCK: tl.constexpr,
+):
     """out[t] = table[id], or images[-1-id] for an id below zero; grid (T, blocks of C)."""
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     token = tl.load(tokens + t).to(tl.int64)
     if token >= 0:
-        value = tl.load(table + token * C + c, mask=c < C, other=0.0).to(out.dtype.element_ty)
+        if scales is not None:
+            GROUPS: tl.constexpr = (C + Q - 1) // Q
+            place = ((token // 16 * GROUPS + c // Q) * 16 + token % 16) * Q + c % Q
+            value = tl.load(table + place, mask=c < C, other=0).to(tl.float32) * tl.load(scales + token)
+            value = value.to(out.dtype.element_ty)
+        else:
+            value = tl.load(table + token * C + c, mask=c < C, other=0.0).to(out.dtype.element_ty)
         tl.store(out + t * C + c, value, mask=c < C)
     elif images is not None:
         value = tl.load(images + (-1 - token) * C + c, mask=c < C, other=0.0).to(out.dtype.element_ty)

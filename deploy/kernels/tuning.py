@@ -48,6 +48,10 @@ _ANY = {
     "patches": _ROWS,
     "pixel_shuffle": _ROWS,
     "rope_write": _tuning(1, 1),
+    "sample_narrow": _tuning(4, 1),
+    "sample_pick": _tuning(4, 1),
+    "sample_tally": _tuning(4, 1),
+    "sample_top": _tuning(4, 1),
     "silu_mul": _ROWS,
     "vision_tokens": _ROWS,
 }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgevl.backends.cuda_device import Device
 from edgevl.backends.cuda_kernels import Region
-from edgevl.backends.cuda_lowering import FEW_ROWS
+from edgevl.backends.cuda_lowering import FEW_ROWS, LISTS
 from edgevl.backends.cuda_program import Cubins, Program, Weights
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import UsageError
@@ -23,8 +23,6 @@ from edgevl.recorder import Graph, record_decoder, record_vision
 from edgevl.runner import F32, I32, Limits, check_step, check_tiles
 
 Array = NDArray[Any]
-
-_LISTS = ("decoder", "argmax")  # lists of launches that a decode step replays
 
 
 class CudaRunner:
@@ -47,7 +45,8 @@ class CudaRunner:
         # steps of few tokens that all get logits, or of one token of each slot: (list, tokens) -> what replays it
         most = min(limits.chunk, limits.logit_rows)
         sizes = {*range(1, min(self.alike_rows, most) + 1), min(limits.slots, most)}
-        self._captured = {(name, size): self._capture(name, size) for name in _LISTS for size in sorted(sizes)}
+        names = ("decoder", *LISTS)
+        self._captured = {(name, size): self._capture(name, size) for name in names for size in sorted(sizes)}
 
     @property
     def planned_bytes(self) -> int:
@@ -94,10 +93,15 @@ class CudaRunner:
         """See `Runner.decode`. Raises `CapacityError` for a step over the limits, `UsageError` for a wrong index."""
         return self._program.result("decoder", self._step(tokens, positions, slots, images, logit_rows))
 
-    def greedy(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32) -> I32:
-        """As `decode`, but the largest logit is found on the device: (L,) token ids are all that is copied back."""
+    def choose(self, tokens: I32, positions: I32, slots: I32, images: F32 | None, logit_rows: I32, draws: F32) -> I32:
+        """See `edgevl.runner.Choose`: tokens are chosen on the device, and (L,) ids are all that is copied back."""
+        if draws.shape != (logit_rows.size, 3):
+            raise UsageError(f"draws have the shape {draws.shape}; this step needs {(logit_rows.size, 3)}")
         counts = self._step(tokens, positions, slots, images, logit_rows)
-        self._run("argmax", counts)
+        drawn = bool(draws[:, 0].any())
+        if drawn:
+            self._program.set_draws(draws)
+        self._run("sample" if drawn else "argmax", counts)
         return self._program.ids(counts["logits"])
 
     def vision(self, pixels: NDArray[np.uint8]) -> F32:
@@ -121,15 +125,27 @@ def run_graph(
 ) -> Array:
     """Lower any recorded graph, replay it once and return its output (rows, cols).
 
-    As `edgevl.backends.cpu.run_graph`; `cache` is layer 0's keys and values, (slots, G, context, D) f16 each, read
-    before and updated after the run.
+    As `edgevl.backends.cpu.run_graph`; `cache` is layer 0's keys and values, (slots, G, context, D) each: f16, or
+    f32 in steps for an int8 cache; read before and updated after the run.
     """
     program = Program([graph], limits, weights, config, device, cubins)
-    places = [program.address(Region(name, "*f16"), "") for name in ("keys", "values")] if cache else []
-    for place, values in zip(places, cache or (), strict=True):
-        device.write(place, values)
+    held = dict(zip(("keys", "values"), cache or (), strict=False))
+    if limits.kv == "int8":
+        pairs = {name: _codes(values) for name, values in held.items()}
+        held = {name: codes for name, (codes, _) in pairs.items()}
+        held |= {f"{name[:-1]}_scales": scales for name, (_, scales) in pairs.items()}
+    for name, values in held.items():
+        device.write(program.address(Region(name, ""), ""), values)
     program.fill(graph.name, inputs, counts)
     program.launch(graph.name, counts)
-    for place, values in zip(places, cache or (), strict=True):
-        device.read(place, values)
+    for name, values in held.items():
+        device.read(program.address(Region(name, ""), ""), values)
+    for name, given in zip(("keys", "values"), cache or (), strict=False):
+        given[...] = held[name] * held[f"{name[:-1]}_scales"][..., None] if limits.kv == "int8" else held[name]
     return program.result(graph.name, counts)
+
+
+def _codes(values: Array) -> tuple[Array, Array]:
+    """Keys or values (slots, G, S, D) as codes and their scales (slots, G, S)."""
+    scales = (np.abs(values).max(axis=3) / np.float32(127)).astype(np.float32)
+    return np.rint(values / np.maximum(scales, np.float32(1e-30))[..., None]).astype(np.int8), scales

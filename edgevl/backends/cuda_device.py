@@ -80,21 +80,25 @@ class CudaDevice:
         """
         self._what = what
         self._driver = driver or _bindings()
+        results = self._driver.CUresult
         try:
-            self._call("cuInit", 0)
-        except RuntimeError as error:  # cuda-bindings looks for the library at the first call
+            (status,) = self._driver.cuInit(0)
+        except RuntimeError:  # cuda-bindings looks for the library at the first call
+            status = results.CUDA_ERROR_STUB_LIBRARY  # a library without a driver behind it
+        if status == results.CUDA_ERROR_STUB_LIBRARY:
             raise EdgevlError(
                 f"{self._what} and needs NVIDIA's driver, which this machine lacks; run it on its device, or build "
                 "with --target host"
-            ) from error
+            )
+        if status == results.CUDA_ERROR_NO_DEVICE:
+            raise EdgevlError(f"{self._what}, this machine has a driver but no GPU; build with --target host")
+        self._done("cuInit", status)
         version, oldest = int(self._call("cuDriverGetVersion")), _OLDEST_DRIVER.get(architecture, _DRIVER)
         if version < oldest:
             raise EdgevlError(
                 f"{self._what} and needs a driver for CUDA {_version(oldest)}, this machine's is for "
                 f"{_version(version)}; install a newer driver"
             )
-        if int(self._call("cuDeviceGetCount")) == 0:
-            raise EdgevlError(f"{self._what}, this machine has a driver but no GPU; build with --target host")
         self._device = self._call("cuDeviceGet", 0)
         kinds = self._driver.CUdevice_attribute
         major = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
@@ -110,12 +114,22 @@ class CudaDevice:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver; what it returns besides the status."""
-        status, *values = getattr(self._driver, name)(*arguments)
+        try:
+            status, *values = getattr(self._driver, name)(*arguments)
+        except RuntimeError as error:  # cuda-bindings did not find the function in the driver
+            raise EdgevlError(
+                f"{self._what}, this machine's driver has no {name} ({error}); install the cuda-bindings of its "
+                "version of CUDA, such as `pip install 'cuda-bindings<13'`"
+            ) from error
+        self._done(name, status)
+        return values[0] if values else None
+
+    def _done(self, name: str, status: Any) -> None:
+        """Raise for a status that is no success."""
         if status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise CapacityError(f"{self._what}, whose plan does not fit into this GPU's memory; close other programs")
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise EdgevlError(f"the GPU's driver failed at {name}: {getattr(status, 'name', status)}")
-        return values[0] if values else None
 
     def _attribute(self, kind: Any) -> int:
         return int(self._call("cuDeviceGetAttribute", kind, self._device))

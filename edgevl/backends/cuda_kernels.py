@@ -63,7 +63,7 @@ class WeightArray:
 
 @dataclass(frozen=True)
 class Region:
-    """No buffer: "keys" and "values" of a layer, "turns" (rope), "sums" and "tops" (attention), "ids" (argmax)."""
+    """No buffer: `edgevl.backends.cuda_memory.plan_device` lists them. The KV cache has a place for each layer."""
 
     name: str
     type: str

@@ -30,6 +30,10 @@ from edgevl.weights import INT8_GROUP
 FEW_ROWS = 8  # most tokens of the smaller gemv
 MORE_ROWS = 16  # most tokens of the larger gemv, and of split attention
 SPLITS = 16  # parts that the depth of a decode attention is split into, a power of two
+LISTS = ("argmax", "sample")  # what chooses tokens
+SAMPLE_PART = 1024  # logits of a program that draws tokens
+SAMPLE_LEVELS = 8  # digits of four bits of a logit
+CACHE_TYPES = {"f16": "*f16", "int8": "*i8"}  # by `Limits.kv`
 _MANY = 1 << 62
 _F32_RESULTS = ("embed", "vision_tokens")
 _SAME_RESULTS = ("gather_rows", "pixel_shuffle")
@@ -76,7 +80,7 @@ def narrow(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Graphs as the GPU runs them. The argmax over the decoder's logits is a list of its own, "argmax"."""
+    """Graphs as the GPU runs them. What chooses tokens from the decoder's logits are lists of their own, of `LISTS`."""
 
     graphs: dict[str, Graph]  # narrowed
     choices: dict[str, list[Choice[Launch]]]  # node by node
@@ -96,7 +100,7 @@ class Lowered:
 def lower(
     graphs: Sequence[Graph], text: TextConfig | None, limits: Limits, forms: Forms, real_tokens: int = 0
 ) -> Lowered:
-    """The launches of recorded graphs. `real_tokens`: entries of a row of logits that are no padding; 0: no argmax.
+    """The launches of recorded graphs. `real_tokens`: entries of a row of logits that are no padding; 0: no choosing.
 
     Raises `UsageError` for an op or a weight that has no kernel.
     """
@@ -105,10 +109,56 @@ def lower(
     for name, graph in lowered.graphs.items():
         lowered.choices[name] = [_lower_node(lowering, node) for node in graph.nodes]
         if name == "decoder" and graph.output is not None and real_tokens:
-            logits, sizes = graph.output, {"V": graph.output.cols, "COUNT": real_tokens}
-            arguments: Arguments = {"logits": logits, "out": Region("ids", "*i32")}
-            lowered.choices["argmax"] = [_always(logits.rows, _call("argmax", arguments, (_per_row(logits),), sizes))]
+            lowered.choices["argmax"] = _largest(graph.output, real_tokens)
+            lowered.choices["sample"] = _drawn(graph.output, real_tokens)
     return lowered
+
+
+def _largest(logits: Buffer, real_tokens: int) -> list[Choice[Launch]]:
+    arguments: Arguments = {"logits": logits, "out": Region("ids", "*i32")}
+    call = _call("argmax", arguments, (_per_row(logits),), {"V": logits.cols, "COUNT": real_tokens})
+    return [_always(logits.rows, call)]
+
+
+def _drawn(logits: Buffer, real_tokens: int) -> list[Choice[Launch]]:
+    """The kernels of deploy/kernels/sample.py: what a level knows is where the next one reads it."""
+    parts = sample_parts(real_tokens)
+    row, each = (_per_row(logits),), (_per_row(logits), Extent(parts))
+    sizes = {"V": logits.cols, "COUNT": real_tokens, "PARTS": parts, "BLOCK": SAMPLE_PART}
+    wide = {**sizes, "WHOLE": power_of_two(parts)}
+    tops = Region("sample_tops", "*f32")
+    seen: Arguments = {
+        "logits": logits,
+        "draws": Region("draws", "*f32"),
+        "tops": tops,
+        "totals": Region("sample_sums", "*f32", 1),
+    }
+
+    def known(level: int, prefix: str = "") -> Arguments:
+        return {
+            f"{prefix}sums": Region("sample_sums", "*f32", level),
+            f"{prefix}state": Region("sample_state", "*i32", level),
+        }
+
+    shares: Arguments = {"shares": Region("sample_shares", "*f32")}
+    last: Arguments = {**seen, **known(SAMPLE_LEVELS), **shares}
+    return [
+        _always(
+            logits.rows,
+            _call("sample_top", {"logits": logits, "tops": tops}, each, sizes),
+            *(
+                _call("sample_narrow", {**seen, **known(level), **known(level + 1, "next_")}, each, wide)
+                for level in range(SAMPLE_LEVELS)
+            ),
+            _call("sample_tally", last, each, wide),
+            _call("sample_pick", {**last, "out": Region("ids", "*i32")}, row, wide),
+        )
+    ]
+
+
+def sample_parts(real_tokens: int) -> int:
+    """Parts of a row of logits, one a program."""
+    return -(-real_tokens // SAMPLE_PART)
 
 
 def _lower_node(lowering: _Lowering, node: Node) -> Choice[Launch]:
@@ -172,25 +222,33 @@ class _Lowering:
         grid = (_per_row(node.output), Extent(node.output.cols, tile="BLOCK"))
         return _always(node.output.rows, _call(name, {**arguments, "out": node.output}, grid, constants))
 
-    def _plain(self, node: Node, index: int, kinds: tuple[str, ...]) -> WeightArray:
-        """A weight that is read value by value."""
+    def _arrays(self, node: Node, index: int, kinds: tuple[str, ...]) -> dict[str, WeightArray]:
+        """What a weight consists of, by field."""
         name = node.weights[index].name
         kind = self._forms(name).kind
         if kind not in kinds:
             raise UsageError(f"the weight {name!r} is {kind}; the GPU reads it as {' or '.join(kinds)}")
-        return WeightArray(name, "values", _TYPES[kind]["values"])
+        return {field: WeightArray(name, field, type) for field, type in _TYPES[kind].items()}
+
+    def _plain(self, node: Node, index: int) -> WeightArray:
+        """A weight that is f32 always."""
+        return self._arrays(node, index, ("f32",))["values"]
 
     def embed(self, node: Node) -> Choice[Launch]:
-        images = node.inputs[1] if len(node.inputs) > 1 else None
-        table = self._plain(node, 0, ("f16", "f32"))
-        arguments: Arguments = {"tokens": node.inputs[0], "table": table, "images": images}
-        return self._rowwise(node, "embed", arguments, {"C": node.output.cols})
+        arrays = self._arrays(node, 0, ("f16", "f32", "int8"))
+        arguments: Arguments = {
+            "tokens": node.inputs[0],
+            "table": arrays.get("values", arrays.get("codes")),
+            "scales": arrays.get("scales"),
+            "images": node.inputs[1] if len(node.inputs) > 1 else None,
+        }
+        return self._rowwise(node, "embed", arguments, {"C": node.output.cols, "Q": INT8_GROUP})
 
     def _norm(self, node: Node, centred: bool) -> Choice[Launch]:
         width = node.output.cols
         arguments: Arguments = {
             "x": node.inputs[0],
-            "weight": self._plain(node, 0, ("f32",)),
+            "weight": self._plain(node, 0),
             "bias": WeightArray(node.weights[0].name, "bias", "*f32") if centred else None,
             "out": node.output,
         }
@@ -207,11 +265,9 @@ class _Lowering:
     def linear(self, node: Node) -> Choice[Launch]:
         name, out = node.weights[0].name, node.output
         form, k = self._forms(name), node.inputs[0].cols
-        if form.kind not in ("f16", "int8", "int4"):
-            raise UsageError(f"the linear {name!r} is {form.kind}; GPU kernels read f16, int8 and int4")
         if node.attrs["activation"] not in (None, "gelu"):
             raise UsageError(f"the activation {node.attrs['activation']!r} does not exist; a linear has none or gelu")
-        arrays = {field: WeightArray(name, field, kind) for field, kind in _TYPES[form.kind].items()}
+        arrays = self._arrays(node, 0, ("f16", "int8", "int4"))
         biased = any(w.field == "bias" for w in node.weights)
         arguments: Arguments = {
             "x": node.inputs[0],
@@ -243,14 +299,26 @@ class _Lowering:
             "positions": positions,
             "slots": slots,
             "turns": Region("turns", "*f32"),
-            "keys": Region("keys", "*f16", layer),
-            "cached": Region("values", "*f16", layer),
+            **self._cache(layer),
             "out": node.output,
         }
         grid = (_per_row(qkv), Extent(text.heads + 2 * text.kv_heads))
         sizes = {**self._cache_sizes(), "BLOCK": power_of_two(text.head_dim // 2)}
         call = _call("rope_write", arguments, grid, sizes)
         return _always(qkv.rows, call)
+
+    def _cache(self, layer: int) -> Arguments:
+        """Keys and values of a layer, and their scales when they are int8."""
+        kv = self._limits.kv
+        if kv not in CACHE_TYPES:
+            raise UsageError(f"a KV cache of {kv} cannot run on a GPU; build with --kv {' or '.join(CACHE_TYPES)}")
+        scaled = kv == "int8"
+        return {
+            "keys": Region("keys", CACHE_TYPES[kv], layer),
+            "cached": Region("values", CACHE_TYPES[kv], layer),
+            "key_scales": Region("key_scales", "*f32", layer) if scaled else None,
+            "cached_scales": Region("value_scales", "*f32", layer) if scaled else None,
+        }
 
     def _cache_sizes(self) -> dict[str, int]:
         text = self._heads()
@@ -263,8 +331,7 @@ class _Lowering:
             "q": q,
             "positions": positions,
             "slots": slots,
-            "keys": Region("keys", "*f16", layer),
-            "cached": Region("values", "*f16", layer),
+            **self._cache(layer),
         }
         parts: Arguments = {"sums": Region("sums", "*f32"), "tops": Region("tops", "*f32")}
         sizes = {**self._cache_sizes(), "SCALE": _scale(text.head_dim), "BLOCK_D": power_of_two(text.head_dim, 16)}
@@ -298,8 +365,8 @@ class _Lowering:
     def vision_tokens(self, node: Node) -> Choice[Launch]:
         arguments: Arguments = {
             "x": node.inputs[0],
-            "positions": self._plain(node, 0, ("f32",)),
-            "prefix": self._plain(node, 1, ("f32",)),
+            "positions": self._plain(node, 0),
+            "prefix": self._plain(node, 1),
         }
         sizes = {"P": node.attrs["patches"], "R": node.attrs["prefix"], "C": node.output.cols}
         return self._rowwise(node, "vision_tokens", arguments, sizes)

@@ -24,7 +24,7 @@ from edgevl.backends.cuda_kernels import (
     Region,
     WeightArray,
 )
-from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_lowering import LISTS, Form, lower
 from edgevl.backends.cuda_memory import DevicePlan, place_weights, plan_device, rope_turns
 from edgevl.config import TextConfig
 from edgevl.errors import BundleError, CapacityError, UsageError
@@ -36,6 +36,7 @@ from edgevl.runner import F32, I32, Limits
 Array = NDArray[Any]
 Weights = Callable[[str], StoredWeight]
 
+_LEAST = np.float32(1e-30)  # in place of zero: as a temperature, and as the weight that is kept of a greedy row
 _DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u8": np.uint8}
 
 
@@ -73,7 +74,7 @@ class Program:
         self._given: dict[str, Array] = {}  # the inputs of the last step
         lowered = lower(graphs, text, limits, self._form, real_tokens)
         self._graphs = lowered.graphs
-        self.plan: DevicePlan = plan_device(list(self._graphs.values()), limits, text)
+        self.plan: DevicePlan = plan_device(list(self._graphs.values()), limits, text, real_tokens)
         arrays = self._arrays()
         self._places, self.weight_bytes = place_weights({a: array.nbytes for a, array in arrays.items()})
         self._functions = {key: self._load(key, kernel) for key, kernel in lowered.kernels(max_counts(limits)).items()}
@@ -86,6 +87,7 @@ class Program:
         if text is not None:
             turns = rope_turns(text, limits.context)
             device.write(self.address(Region("turns", "*f32"), ""), turns)
+        self.set_draws(np.zeros((limits.logit_rows, 3), np.float32))
         device.read(self._base, np.empty(1, np.uint8))  # everything that was written may go from here on
         self._calls = {name: self._prepare_all(choices, name) for name, choices in lowered.choices.items()}
 
@@ -94,7 +96,7 @@ class Program:
         if needed > free:
             raise CapacityError(
                 f"this bundle needs {needed / 1e9:.2f} GB on the GPU, {free / 1e9:.2f} GB are free there; close other "
-                "programs, or build with a smaller --context, --head int4 or --vision int8"
+                "programs, or build with a smaller --context, --kv int8, --head int4, --embed int8 or --vision int8"
             )
 
     def _form(self, name: str) -> Form:
@@ -144,7 +146,7 @@ class Program:
 
     def _prepare_all(self, choices: Sequence[Choice[Launch]], name: str) -> list[Choice[_Call]]:
         """Addresses instead of names; ways that no step can take are left out."""
-        graph = "decoder" if name == "argmax" else name
+        graph = "decoder" if name in LISTS else name
         return [
             Choice(
                 choice.rows,
@@ -165,7 +167,7 @@ class Program:
         return _Call(function, record, launch.grid, values)
 
     def launch(self, name: str, counts: Mapping[str, int]) -> None:
-        """Every kernel of a graph, or of "argmax", in order."""
+        """Every kernel of a graph, or of one of `LISTS`, in order."""
         for choice in self._calls[name]:
             for call in choice.calls(counts):
                 x, y, z, *_ = (*(extent.programs(counts, call.record.tiles) for extent in call.grid), 1, 1)
@@ -180,8 +182,17 @@ class Program:
         self._device.read(self.address(output, name), found)
         return found
 
+    def set_draws(self, draws: F32) -> None:
+        """Temperatures, top-p and random numbers, (L, 3), for "sample", as its kernels read them."""
+        temperature, top_p, number = draws.astype(np.float32).T
+        factor = np.float32(np.log2(np.e)) / np.maximum(temperature, _LEAST)
+        share = np.where(temperature == 0, _LEAST, np.where(top_p < 1, top_p, np.float32(2)))
+        array = np.ascontiguousarray(np.stack([factor, share, number], axis=1), np.float32)
+        self._device.write(self.address(Region("draws", "*f32"), ""), array)
+        self._given["draws"] = array
+
     def ids(self, count: int) -> I32:
-        """What argmax chose, (count,)."""
+        """The tokens that were chosen, (count,)."""
         found = np.empty(count, np.int32)
         self._device.read(self.address(Region("ids", "*i32"), ""), found)
         return found

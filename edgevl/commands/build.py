@@ -15,6 +15,7 @@ from edgevl.console import bytes_text, note, print_json, progress
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the bundle.")
 @click.option("--target", default="host", show_default=True, help="See `edgevl targets`.")
 @click.option("--head", type=click.Choice(["f16", "f32", "int8", "int4"]), default="f16", show_default=True)
+@click.option("--embed", type=click.Choice(["f16", "int8"]), default="f16", show_default=True, help="Embedding table.")
 @click.option("--vision", type=click.Choice(["f16", "f32", "int8"]), default="f16", show_default=True)
 @click.option("--body", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="If not quantized.")
 @click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="The KV cache.")
@@ -26,6 +27,7 @@ def command(
     output: Path,
     target: str,
     head: str,
+    embed: str,
     vision: str,
     body: str,
     kv: str,
@@ -36,7 +38,7 @@ def command(
     """Build MODEL (a checkpoint directory, GGUF file, Hugging Face id or "demo") into a bundle."""
     from deploy.build import BuildSettings, build
 
-    settings = BuildSettings(target, body, head, vision, kv, context, force)
+    settings = BuildSettings(target, body, head, embed, vision, kv, context, force)
     start = time.perf_counter()
     with progress() as move:
         digest = build(model, output, settings, move)

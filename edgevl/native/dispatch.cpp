@@ -6,6 +6,9 @@
 
 #if defined(EDGEVL_X86)
 #include <cpuid.h>
+#elif defined(EDGEVL_ARM) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace edgevl {
@@ -21,6 +24,10 @@ namespace avx512 {
 KernelTable table();
 }
 namespace avx512vnni {
+KernelTable table();
+}
+#elif defined(EDGEVL_ARM)
+namespace neon {
 KernelTable table();
 }
 #endif
@@ -48,6 +55,14 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#elif defined(EDGEVL_ARM)
+bool has_dot_products() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return true;  // every Apple processor that Macs run on
+#endif
+}
 #endif
 
 }  // namespace
@@ -58,6 +73,8 @@ KernelTable choose_kernels() {
         {"avx512vnni", has_avx512() && __builtin_cpu_supports("avx512vnni"), avx512vnni::table},
         {"avx512", has_avx512(), avx512::table},
         {"avx2", has_avx2(), avx2::table},
+#elif defined(EDGEVL_ARM)
+        {"neon", has_dot_products(), neon::table},
 #endif
         {"portable", true, portable::table},
     };

@@ -194,7 +194,7 @@ void Plan::add(int graph, const Kernel<Args>& kernel, const Args& args) {
 
 void Plan::embed(int graph, int tokens, int images, int table, int out) {
     const Weight& w = weight_at(table);
-    require(w.group == 0, "an embedding table is f32 or f16");
+    require(w.kind != Kind::int4, "an embedding table is f32, f16 or int8");
     const Rows rows = buffer_at(tokens, Dtype::i32, "tokens").rows;
     const int32_t* ids = as<int32_t>(indices(tokens, rows, "tokens"));
     const float* pictures = nullptr;

@@ -41,6 +41,10 @@ static inline void store_codes(int8_t* p, V v) {
     const __m256i x = _mm256_cvtps_epi32(v);
     const __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(y, y));
+#elif defined(EDGEVL_NEON)
+    const int16x4_t halves = vmovn_s32(vcvtq_s32_f32(v));
+    vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(vmovn_s16(vcombine_s16(halves, halves))),
+                  0);
 #else
     for (int i = 0; i < W; ++i) p[i] = int8_t(v[i]);
 #endif
@@ -186,6 +190,55 @@ static inline V load_zeros(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 constexpr int kPanelTile = 3;
+#elif defined(EDGEVL_NEON)
+struct Bytes64 {
+    int8x16_t quarter[4];
+};
+struct Fours {
+    Bytes64 low, high;
+};
+struct Sums {
+    int32x4_t quarter[4];
+};
+static inline Sums no_sums() {
+    const int32x4_t zero = vdupq_n_s32(0);
+    return {{zero, zero, zero, zero}};
+}
+static inline Fours load_fours(const uint8_t* p) {
+    Fours out;
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        const uint8x16_t codes = vld1q_u8(p + 16 * q);
+        out.low.quarter[q] = vreinterpretq_s8_u8(vandq_u8(codes, vdupq_n_u8(15)));
+        out.high.quarter[q] = vreinterpretq_s8_u8(vshrq_n_u8(codes, 4));
+    }
+    return out;
+}
+static inline Sums dot4(Sums sums, const Bytes64& codes, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const int8x16_t all = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) sums.quarter[q] = vdotq_s32(sums.quarter[q], codes.quarter[q], all);
+    return sums;
+}
+static inline V as_float(const Sums& sums, int part) { return vcvtq_f32_s32(sums.quarter[part]); }
+using Bytes = Bytes64;
+static inline Sums first_sums(int32_t) { return no_sums(); }
+static inline Bytes load_bytes(const uint8_t* p) {
+    Bytes out;
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) out.quarter[q] = vld1q_s8(reinterpret_cast<const int8_t*>(p) + 16 * q);
+    return out;
+}
+static inline Sums dot_bytes(Sums sums, const Bytes& codes, const int8_t* x) { return dot4(sums, codes, x); }
+static inline V load_zeros(const uint8_t* p) {
+    uint32_t four;
+    std::memcpy(&four, p, 4);
+    const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
+}
+constexpr int kPanelTile = 4;  // 4 × 4 sums, 8 of codes, of 32 registers
 #else
 struct Fours {
     uint8_t low[64], high[64];

@@ -1,6 +1,6 @@
 // Vectors of f32 for the instruction set this file is compiled for: V with W lanes, and what the kernels do
-// with them. Three versions: AVX-512, AVX2 with FMA and F16C, and portable (GCC vector extensions, 128 bits).
-// Everything has internal linkage. + - * / on V come from the compiler.
+// with them. Four versions: AVX-512, AVX2 with FMA and F16C, NEON, and portable (GCC vector extensions, 128
+// bits). Everything has internal linkage. + - * / on V come from the compiler.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,9 @@
 
 #if EDGEVL_LEVEL >= 1
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define EDGEVL_NEON
+#include <arm_neon.h>
 #endif
 
 #define EDGEVL_UNROLL _Pragma("GCC unroll 16")
@@ -33,6 +36,8 @@ static inline uint32_t to_bits(float value) {
 static inline float half_to_float(uint16_t h) {
 #if EDGEVL_LEVEL >= 1
     return _cvtsh_ss(h);
+#elif defined(EDGEVL_NEON)
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 #else
     const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
     if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13));
@@ -44,6 +49,8 @@ static inline float half_to_float(uint16_t h) {
 static inline uint16_t float_to_half(float f) {
 #if EDGEVL_LEVEL >= 1
     return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(EDGEVL_NEON)
+    return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(f))), 0);
 #else
     const uint32_t bits = to_bits(f), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
@@ -185,6 +192,46 @@ static inline void transpose(V r[W]) {
     }
     EDGEVL_UNROLL
     for (int j = 0; j < 8; ++j) r[j] = t[j];
+}
+
+#elif defined(EDGEVL_NEON)
+
+using V = float32x4_t;
+constexpr int W = 4;
+constexpr int kTile = 8;  // 8 × 2 accumulators of 32 registers
+
+static inline V load(const float* p) { return vld1q_f32(p); }
+static inline void store(float* p, V v) { vst1q_f32(p, v); }
+static inline V splat(float x) { return vdupq_n_f32(x); }
+static inline V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+static inline V vmax(V a, V b) { return vmaxq_f32(a, b); }
+static inline V vmin(V a, V b) { return vminq_f32(a, b); }
+static inline V vabs(V a) { return vabsq_f32(a); }
+static inline V vround(V a) { return vrndnq_f32(a); }
+static inline V scale2(V a, V n) {
+    return a * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+static inline V copysign(V magnitude, V sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, magnitude); }
+static inline float sum(V a) { return vaddvq_f32(a); }
+static inline float highest(V a) { return vmaxvq_f32(a); }
+static inline V load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline V load_codes(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+static inline void store_half(uint16_t* p, V v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+
+static inline void transpose(V r[W]) {
+    const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(r[0], r[1]));
+    const float64x2_t b = vreinterpretq_f64_f32(vtrn2q_f32(r[0], r[1]));
+    const float64x2_t c = vreinterpretq_f64_f32(vtrn1q_f32(r[2], r[3]));
+    const float64x2_t d = vreinterpretq_f64_f32(vtrn2q_f32(r[2], r[3]));
+    r[0] = vreinterpretq_f32_f64(vtrn1q_f64(a, c));
+    r[1] = vreinterpretq_f32_f64(vtrn1q_f64(b, d));
+    r[2] = vreinterpretq_f32_f64(vtrn2q_f64(a, c));
+    r[3] = vreinterpretq_f32_f64(vtrn2q_f64(b, d));
 }
 
 #else
