@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cpu_cases import ISAS, matches, whole_numbers
+from cpu_cases import ISAS, matches, on_cpu, whole_numbers
 
 from edgevl import reference
 from edgevl._native import Plan
@@ -16,6 +16,7 @@ from edgevl.config import RopeScaling
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import pack
 from edgevl.ops import Ops, Step
+from edgevl.recorder import Rows
 from edgevl.reference import ReferenceOps
 from edgevl.rope import inverse_frequencies
 from edgevl.weights import (
