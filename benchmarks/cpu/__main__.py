@@ -39,7 +39,7 @@ _VOCABULARY = 49152  # of the demo; ids below it are words for every model here
 # what is asked of each model
 CASES: dict[str, dict[str, Any]] = {
     "demo": {"prefill": [64, 512, 2048], "depths": [0, 2048], "generate": 32, "repeats": 2},
-    "8b": {"prefill": [256], "depths": [0], "generate": 12, "repeats": 1},
+    "8b": {"prefill": [128], "depths": [0], "generate": 12, "repeats": 1},
     "tower": {"tiles": 1, "repeats": 2},
     "demo tower": {"tiles": 1, "repeats": 5},
 }
