@@ -202,9 +202,10 @@ int64_t panel_grain(const Linear& a, const Step& step, int64_t rows) {
     const int64_t panels = blocks(a.weight.n, kPanelRows);
     // where panels pass once, larger items: up to kGemvRows, each rounds the rows for itself
     if (rows <= kPanelTile) return blocks(panels, step.threads == 1 ? 1 : 2 * int64_t(step.threads));
-    return larger(
-        1, smaller(blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1)),
-                   blocks(panels, 4 * int64_t(step.threads))));
+    const int64_t cached =
+        blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1));
+    const int64_t abreast = panels_abreast(kPanelTile);
+    return blocks(smaller(cached, blocks(panels, 4 * int64_t(step.threads))), abreast) * abreast;
 }
 
 int64_t items(const Linear& a, const Step& step, int phase) {
