@@ -48,9 +48,10 @@ _SLOTS = 8  # of batched decoding, edgevl only
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; exit code 0 when ours ran, whatever became of the others."""
-    options = _options().parse_args(arguments)
+    parser = _options()
+    options = parser.parse_args(arguments)
     if options.clock == "cpu" and options.threads != [1]:
-        raise SystemExit("--clock cpu counts the time of a whole process; it goes with --threads 1")
+        parser.error("--clock cpu counts the time of a whole process; it goes with --threads 1")
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     document = _begin(options)
