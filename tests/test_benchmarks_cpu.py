@@ -59,6 +59,12 @@ def test_ours_is_measured_and_a_peer_that_fails_is_listed(
     assert second["runs"][:1] == first["runs"] and len(second["runs"]) == 2
 
 
+def test_cpu_time_is_for_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cpu.main(["--clock", "cpu", "--threads", "1", "2"])
+    assert ended.value.code == 2 and "--threads 1" in capsys.readouterr().err
+
+
 def test_every_peer_has_a_runner_and_every_model_its_cases() -> None:
     assert all((peers.RUNNERS / f"run_{row.runner}.py").is_file() for row in peers.ROWS if row.runner)
     assert {row.model for row in peers.ROWS} == set(cpu.CASES)

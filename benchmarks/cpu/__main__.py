@@ -39,7 +39,7 @@ _VOCABULARY = 49152  # of the demo; ids below it are words for every model here
 # what is asked of each model
 CASES: dict[str, dict[str, Any]] = {
     "demo": {"prefill": [64, 512, 2048], "depths": [0, 2048], "generate": 32, "repeats": 2},
-    "8b": {"prefill": [256], "depths": [0], "generate": 12, "repeats": 1},
+    "8b": {"prefill": [128], "depths": [0], "generate": 12, "repeats": 1},
     "tower": {"tiles": 1, "repeats": 2},
     "demo tower": {"tiles": 1, "repeats": 5},
 }
@@ -48,9 +48,10 @@ _SLOTS = 8  # of batched decoding, edgevl only
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; exit code 0 when ours ran, whatever became of the others."""
-    options = _options().parse_args(arguments)
+    parser = _options()
+    options = parser.parse_args(arguments)
     if options.clock == "cpu" and options.threads != [1]:
-        raise SystemExit("--clock cpu counts the time of a whole process; it goes with --threads 1")
+        parser.error("--clock cpu counts the time of a whole process; it goes with --threads 1")
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     document = _begin(options)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cpu.models import eight_b, random_weights, tower
-from benchmarks.cpu.runners.runner import Job, Measured, batched, measure, read_job, report
+from benchmarks.cpu.runners.runner import Job, Measured, batched, measure, peak_bytes, read_job, report
 from edgevl import __version__
 from edgevl.backends.cpu import CpuRunner, Weights
 from edgevl.bundle import Bundle
@@ -69,7 +69,7 @@ def main() -> None:
     read = sum(weights(part.name).nbytes for part in all_parts(config) if part.region in ("text", "head"))
     row = 2 * config.text.layers * config.text.kv_heads * kv_row_bytes(limits.kv, config.text.head_dim)
     measured["step_bytes"] = {str(depth): read + row * (depth + job.generate // 2) for depth in job.depths}
-    measured["backend"] = runner.backend
+    measured |= {"backend": runner.backend, "resident_bytes": peak_bytes()}
     if job.slots:
         wider = replace(limits, slots=job.slots, logit_rows=max(job.slots, limits.logit_rows))
         many = Own(CpuRunner(config, wider, weights, job.threads))

@@ -83,13 +83,13 @@ def batched(job: Job, model: Any) -> list[float]:
 
 def report(job: Job, measured: Measured, *packages: str) -> None:
     """Print what was measured, with the versions of `packages`."""
-    measured["resident_bytes"] = _peak_bytes()
+    measured.setdefault("resident_bytes", peak_bytes())
     if packages:
         measured["versions"] = {name: version(name) for name in packages}
     print(json.dumps(measured | {"threads": job.threads}))
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most bytes this process had in memory; getrusage would count what the process had that started it."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

@@ -200,12 +200,12 @@ bool in_panels(const Weight& w) { return w.kind == Kind::int4 || w.kind == Kind:
 // what stays in a core's cache while all rows of x pass.
 int64_t panel_grain(const Linear& a, const Step& step, int64_t rows) {
     const int64_t panels = blocks(a.weight.n, kPanelRows);
-    // few rows pass once, and every item rounds them for itself
-    if (rows <= smaller(kGemvRows, kPanelTile))
-        return blocks(panels, step.threads == 1 ? 1 : 2 * int64_t(step.threads));
-    return larger(
-        1, smaller(blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1)),
-                   blocks(panels, 4 * int64_t(step.threads))));
+    // where panels pass once, larger items: up to kGemvRows, each rounds the rows for itself
+    if (rows <= kPanelTile) return blocks(panels, step.threads == 1 ? 1 : 2 * int64_t(step.threads));
+    const int64_t cached =
+        blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1));
+    const int64_t abreast = panels_abreast(kPanelTile);
+    return blocks(smaller(cached, blocks(panels, 4 * int64_t(step.threads))), abreast) * abreast;
 }
 
 int64_t items(const Linear& a, const Step& step, int phase) {

@@ -11,9 +11,9 @@
 namespace edgevl {
 namespace EDGEVL_ISA {
 
-constexpr int kLanes = int(kPanelRows);                   // out-features of a panel
-constexpr int64_t kNearest = 2048, kFarthest = 64 << 10;  // bytes of codes that are fetched ahead
-constexpr int kParts = kLanes / W;                        // vectors of f32 that hold one value of each
+constexpr int kLanes = int(kPanelRows);  // out-features of a panel
+constexpr int64_t kAhead = 2048;         // bytes of codes of each panel that are fetched ahead
+constexpr int kParts = kLanes / W;       // vectors of f32 that hold one value of each
 
 // -- activations
 // -----------------------------------------------------------------------------------------------------------
@@ -299,9 +299,7 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
     const int64_t codes_bytes = w.groups * w.group / depth * 64, steps = w.group / depth;
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
     const int8_t* fours = x.codes;
-    constexpr bool fetch = T <= kGemvRows;  // with more rows, panels pass from a cache
-    // the next panels are fetched while these are read, where that is not too far
-    const int64_t ahead = P * codes_bytes <= kFarthest ? P * codes_bytes : kNearest;
+    constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {
@@ -319,6 +317,9 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
             EDGEVL_UNROLL
             for (int p = 0; p < P; ++p) sums[p][t] = begin;
         }
+        // what is fetched ahead of the end of a panel is the beginning of the one P further on
+        const bool ends = (g + 1) * steps * 64 + kAhead > codes_bytes;
+        const int64_t ahead = ends ? kAhead + (P - 1) * codes_bytes : kAhead;
         for (int64_t j = 0; j < steps; ++j, codes += 64, fours += depth * S) {
             if constexpr (kind == Kind::int4) {
                 Fours four[P];

@@ -13,7 +13,7 @@
 namespace edgevl {
 namespace EDGEVL_ISA {
 
-constexpr float kMostWeight = 8191.0f,
+constexpr float kMostWeight = 8192.0f,
                 kMostValue = 4095.0f;  // their products, kKeys of them, stay below 2^31
 
 static inline int64_t pairs_of(const Flash& f) { return (f.size + 1) / 2; }
@@ -143,6 +143,22 @@ static inline void round_values(const Flash& f, const Source& values, int64_t fi
 // -- a block
 // -------------------------------------------------------------------------------------------------------
 
+constexpr float kLog2e = 1.44269504f;
+
+// The nearest whole number to 2^13 · e^(score - top), `shift` being 13 - top · log2(e): a power of two times
+// the series of 2^f to degree 5, |f| <= 1/2, which is within 3e-6.
+static inline V whole_weight(V score, V shift) {
+    const V t = vmax(fma(score, splat(kLog2e), shift), splat(-20.0f));
+    const V n = vround(t), f = t - n;
+    V p = splat(1.3333558e-3f);
+    p = fma(p, f, splat(9.6181291e-3f));
+    p = fma(p, f, splat(5.5504109e-2f));
+    p = fma(p, f, splat(2.4022651e-1f));
+    p = fma(p, f, splat(6.9314718e-1f));
+    p = fma(p, f, splat(1.0f));
+    return vround(scale2(p, n));
+}
+
 // Turns the first `count` scores of a row into whole weights where they lie, zeros behind them up to `keys`.
 static inline void soften_whole(const Flash& f, int64_t row, int64_t count, int64_t keys) {
     float* s = f.scores + row * kKeys;
@@ -152,18 +168,18 @@ static inline void soften_whole(const Flash& f, int64_t row, int64_t count, int6
         return;
     }
     raise_top(f, row, largest(f, row, count));
-    const V top = splat(f.top[row]);
+    const V shift = splat(13.0f - f.top[row] * kLog2e);
     V totals = splat(0.0f);
     int64_t i = 0;
     for (; i + W <= count; i += W) {
-        const V weight = vround(vexp(load(s + i) - top) * splat(kMostWeight));
+        const V weight = whole_weight(load(s + i), shift);
         store_shorts(codes + i, weight);
         totals = totals + weight;
     }
     float total = sum(totals);
     if (i < count) {
         float lanes[W];
-        store(lanes, vround(vexp(load_part(s + i, count - i) - top) * splat(kMostWeight)));
+        store(lanes, whole_weight(load_part(s + i, count - i), shift));
         for (int64_t j = count - i; j < W; ++j) lanes[j] = 0.0f;
         total += sum(load(lanes));
         store_shorts(codes + i, load(lanes));
