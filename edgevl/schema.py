@@ -1,8 +1,9 @@
 """Answers that are held to a JSON schema: what would break it is never chosen, and the document is always closed.
 
 llguidance says which tokens may follow. What it cannot enforce is refused before the run. At every token there is a way
-to close the document within what is left of the answer; a token that would leave none is not taken. A `format` is held
-to by its characters: 2023-02-29 is a date. Knows nothing of models. Called by the engine; verbs make schemas.
+to close the document within what is left of the answer; a token that would leave none is not taken. What llguidance
+leaves open in a `format` is closed here: 2023-02-29 is no date. Knows nothing of models. Called by the engine; verbs
+make schemas.
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ _STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", 
 _EXAMPLE = '{"type": "object"}'
 _CLOSING = '"}],: 0[{tfnelu-'  # what to try first on the way to the end; then every other character
 _TRIES = 6  # orders of trying
+_YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # all but 0000, which most programs cannot read
+_LEAP = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_DATE = f"({_YEAR}-((0[13-9]|1[0-2])-[0-9]{{2}}|02-([01][0-9]|2[0-8]))|{_LEAP}-02-29)"
+_TIME = "[0-9]{2}:[0-9]{2}:[0-5][^z]+$"  # no leap seconds and no small z, for the same reason
+_FORMATS: dict[str, dict[str, Any]] = {  # what a format asks beyond what llguidance makes of it
+    "date": {"pattern": f"^{_DATE}$"},
+    "date-time": {"pattern": f"^{_DATE}T{_TIME}"},
+    "time": {"pattern": f"^{_TIME}"},
+    "hostname": {"maxLength": 253},
+}
+_NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")  # hold schemas by name
+_DATA = ("const", "enum", "default", "examples")  # hold no schemas
 _SLACK = 64  # tokens; further from the limit than this and twice the way to the end, the way is not looked for
 
 
@@ -42,20 +55,20 @@ class Schema:
         llguidance = _load()
         if not isinstance(document, dict | bool):
             raise UsageError("the schema is neither a JSON object nor true; write one such as " + _EXAMPLE)
-        self.digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         self._size, self._stop = tokens.size, tokens.stop
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer_json.decode(), n_vocab=tokens.size, eos_token=list(tokens.stop)
         )
         overrides = {**_STYLE, "coerce_one_of": False}
-        schema = {"allOf": [document]} if isinstance(document, bool) else document
         try:
+            schema = _with_whole_formats({"allOf": [document]} if isinstance(document, bool) else document)
             self._grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=overrides)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise _refusal(str(error)) from error
         matcher = self._matcher()
         if matcher.is_error():
             raise _refusal(matcher.get_error())
+        self.digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         self._orders = self._make_orders()
 
     def chooser(self, sampler: Sampler, room: int) -> SchemaChooser:
@@ -199,6 +212,24 @@ def read_schema(path: Path) -> object:
         raise UsageError(f"{path} cannot be read ({error.strerror}); give a file with a JSON schema") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); give a file with a JSON schema") from error
+
+
+def _with_whole_formats(schema: Any) -> Any:
+    """The schema, with what `_FORMATS` adds wherever a format is asked for."""
+    if isinstance(schema, list):
+        return [_with_whole_formats(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    whole = dict(schema)
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            whole[key] = {name: _with_whole_formats(item) for name, item in value.items()}
+        elif key not in _DATA:
+            whole[key] = _with_whole_formats(value)
+    more = _FORMATS.get(str(whole.get("format")))
+    if more is not None and isinstance(others := whole.get("allOf", []), list):
+        whole["allOf"] = [*others, more]
+    return whole
 
 
 def _load() -> Any:

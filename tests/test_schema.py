@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ class Drawn:
             {"type": "string", "minLength": least, "maxLength": least + self.below(6)},
             {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,3}$"},
             {"type": "string", "pattern": "^a*b+(c|d)$"},
-            {"type": "string", "format": "date"},
+            {"type": "string", "format": ("date", "date-time", "time")[self.below(3)]},
             {"type": "string", "format": "uuid"},
             {"type": "string", "format": "ipv4"},
         ][self.below(7)]
@@ -97,11 +99,24 @@ class Drawn:
         return {"type": "object", "properties": {n: self.schema(depth) for n in names}, "required": required, **closed}
 
 
+FORMATS = jsonschema.FormatChecker(["uuid", "email", "ipv4", "date"])
+
+
+@FORMATS.checks("date-time", ValueError)
+def is_date_time(text: object) -> bool:
+    if isinstance(text, str):
+        datetime.datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
+    return True
+
+
+@FORMATS.checks("time", ValueError)
+def is_time(text: object) -> bool:
+    return not isinstance(text, str) or is_date_time(f"2000-01-01T{text}")
+
+
 def check(schema: object, text: str) -> None:
-    """Valid, formats too: but for dates, whose digits are held to and not the calendar (2023-02-29)."""
-    jsonschema.Draft202012Validator(
-        schema, format_checker=jsonschema.FormatChecker(["uuid", "email", "ipv4"])
-    ).validate(json.loads(text))
+    """Valid, formats too."""
+    jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -167,6 +182,11 @@ def test_an_answer_without_room_is_refused_before_the_run(engine: Engine, monkey
         next(engine.stream(Request((Message("user", ("Hi",)),), max_tokens=5, schema=schema)))
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Arrays in arrays."""
+    return {"items": nested(depth - 1)} if depth else {}
+
+
 @pytest.mark.parametrize(
     ("document", "word"),
     [
@@ -183,6 +203,7 @@ def test_an_answer_without_room_is_refused_before_the_run(engine: Engine, monkey
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}], "x-guidance": {"coerce_one_of": True}}, "oneOf"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        (nested(480), "recursion"),
         (False, "false"),
         ([], "object"),
         (3, "object"),
@@ -201,6 +222,54 @@ def test_what_cannot_be_enforced_is_refused_in_one_sentence(engine: Engine, docu
 def test_a_document_without_an_end_is_refused(engine: Engine, endless: dict[str, Any]) -> None:
     with pytest.raises(CapacityError, match="no document"):
         make(engine, endless).chooser(Sampler(Sampling()), 200)
+
+
+def takes(schema: Schema, value: object) -> bool:
+    """Whether the value, as it is written in answers, may be said from beginning to end."""
+    matcher = schema._matcher()
+    tokens = schema._tokenizer.tokenize_str(json.dumps(value))
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+def test_a_date_is_one_of_the_calendar(engine: Engine) -> None:
+    schema = make(engine, {"type": "string", "format": "date"})
+    for year in (0, 1, 4, 100, 400, 1900, 2000, 2023, 2024, 2100, 9999):
+        for month in range(14):
+            for day in (0, 1, 28, 29, 30, 31, 32):
+                date = f"{year:04}-{month:02}-{day:02}"
+                try:
+                    datetime.date.fromisoformat(date)
+                    real = True
+                except ValueError:
+                    real = False
+                assert takes(schema, date) == real, date
+
+
+@pytest.mark.parametrize(
+    ("format", "value", "good"),
+    [
+        ("date-time", "2024-02-29T23:59:59.5+01:00", True),
+        ("date-time", "2023-02-29T12:00:00Z", False),
+        ("date-time", "2024-02-29T12:00:60Z", False),
+        ("time", "12:00:59Z", True),
+        ("time", "12:00:60Z", False),
+        ("time", "24:00:00Z", False),
+        ("hostname", ".".join(["a" * 60] * 4), True),
+        ("hostname", ".".join(["a" * 60] * 5), False),
+    ],
+)
+def test_formats_are_held_to_in_full(engine: Engine, format: str, value: str, good: bool) -> None:
+    schema = make(engine, {"anyOf": [{"type": "string", "format": format}, {"type": "null"}]})
+    assert takes(schema, None)
+    assert takes(schema, value) == good
+
+
+def test_what_only_looks_like_a_format_is_left_alone(engine: Engine) -> None:
+    fields = {"format": {"const": {"format": "date"}}, "day": {"format": "date", "pattern": "^20"}}
+    schema = make(engine, {"type": "object", "properties": fields, "additionalProperties": False})
+    assert takes(schema, {"format": {"format": "date"}})
+    assert takes(schema, {"day": "2001-01-01"}) and takes(schema, {"day": 3})
+    assert not takes(schema, {"day": "1999-01-01"}) and not takes(schema, {"day": "2001-02-29"})
 
 
 def test_any_document_is_a_schema_too(engine: Engine) -> None:
