@@ -372,6 +372,9 @@ def report(run: Run, findings: Findings, starts: list[int], files: list[Path], s
         "frames_seen": run.frames,
         "lines": len(lines),
         "captions": sum("caption" in line for line in lines.values()),
+        "captions_by_camera": dict(
+            Counter(line["source"] for line in lines.values() if "caption" in line and "number" in line["frame"])
+        ),
         "events": dict(events),
         "acknowledged": len(run.acknowledged),
         "torn_tails": findings.torn,
