@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,25 @@ def test_a_pipeline_that_only_talks_is_given_up(tmp_path: Path, monkeypatch: pyt
     fake_gst(tmp_path, "while True: print('x' * 9999, flush=True)", monkeypatch)
     with pytest.raises(SourceLostError, match="cannot be opened"), live_frames(Source("a", "gstreamer", "x"), 0.3):
         pass
+
+
+def test_a_pipeline_that_hangs_does_not_outlive_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gst(tmp_path, "import os; print(os.getpid(), file=open('pid', 'w')); time.sleep(60)", monkeypatch)
+    program = """
+import threading, time
+from pathlib import Path
+from edgevl.camera.reader import live_frames
+from edgevl.camera.source import Source
+
+threading.Thread(target=lambda: live_frames(Source("a", "gstreamer", "x"), 60).__enter__(), daemon=True).start()
+while not (Path("pid").exists() and Path("pid").read_text()):
+    time.sleep(0.05)
+"""
+    path = str(Path(__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", path)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
+    status = Path("/proc") / (tmp_path / "pid").read_text().strip() / "status"
+    assert not status.exists() or "zombie" in status.read_text()
 
 
 @pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="GStreamer is not installed")

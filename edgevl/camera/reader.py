@@ -5,6 +5,7 @@ Called by `edgevl.camera.capture` (live), `edgevl.camera.files` and `edgevl.vide
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import shlex
@@ -233,10 +234,12 @@ def _pipeline(source: Source, silence: float) -> Iterator[_Pipeline]:
         raise
     finally:
         os.close(end)
+    atexit.register(process.kill)  # a thread that waits for frames does not see the end of this process
     try:
         assert process.stdout is not None
         yield _Pipeline(frames, process.stdout.fileno(), silence)
     finally:
+        atexit.unregister(process.kill)
         process.kill()
         process.wait()
         os.close(frames)
