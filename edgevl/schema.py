@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevl.config import TokenConfig
-from edgevl.errors import CapacityError, EdgevlError, MissingExtraError, UsageError
+from edgevl.errors import CapacityError, MissingExtraError, UsageError
 from edgevl.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ class Schema:
         return SchemaChooser(self, matcher, sampler, room, way)
 
     def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
-        """Which tokens may follow, (V,). Raises `EdgevlError` where llguidance gives up."""
+        """Which tokens may follow, (V,). Raises `UsageError` where llguidance gives up."""
         words = np.zeros(-(-self._size // 32), np.int32)
         matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if matcher.is_error():
-            raise EdgevlError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
+            raise UsageError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         return bits[: self._size].astype(np.bool_)
 
@@ -114,7 +114,7 @@ class Schema:
     def consume(self, matcher: LLMatcher, token: int) -> None:
         """Go on behind an allowed token."""
         if not matcher.consume_token(token):
-            raise EdgevlError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
+            raise UsageError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
 
     def _follow(self, matcher: LLMatcher, order: NDArray[np.int64], most: int) -> list[int] | None:
         """The first allowed token of `order` (ids of single characters), or any other, until the document may end."""
@@ -124,7 +124,7 @@ class Schema:
             if not step:
                 try:
                     allowed = self.allowed(matcher)
-                except EdgevlError:
+                except UsageError:
                     return None
                 allowed[list(self._stop)] = False
                 among = allowed[order]
