@@ -188,10 +188,14 @@ while not (Path("pid").exists() and Path("pid").read_text()):
 
 @pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="GStreamer is not installed")
 def test_a_real_pipeline() -> None:
-    source = parse_live("test=gst:videotestsrc num-buffers=20 ! video/x-raw,width=64,height=48")
-    assert source is not None
-    with live_frames(source, 20.0) as stream:
-        assert to_image(next(stream)).size == (64, 48)
+    for size, nearest in (((64, 48), (64, 48)), ((322, 243), (320, 242))):
+        caps = "video/x-raw,width={},height={}".format(*size)
+        source = parse_live(f"test=gst:videotestsrc pattern=red num-buffers=20 ! {caps}")
+        assert source is not None
+        with live_frames(source, 20.0) as stream:
+            picture = to_image(next(stream))
+            assert picture.size == nearest
+            assert np.ptp(np.asarray(picture), axis=(0, 1)).max() < 5  # red everywhere
     broken = parse_live("broken=gst:nosuchelement ! videoscale")
     assert broken is not None
     with pytest.raises(SourceLostError, match="nosuchelement"), live_frames(broken, 20.0):

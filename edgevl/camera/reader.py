@@ -27,6 +27,8 @@ MAX_PIXELS = 8192 * 8192  # of a frame; what a stream claims beyond that is not 
 _BAD_PACKETS = 100  # in a row, before a source counts as lost
 _LONGEST_SAID = 4096  # bytes of a pipeline's words that are kept, the last ones
 _LONGEST_REASON = 300  # characters of them in an event
+# y4menc writes the padding of other sizes into its frames; these have none, and the next one is taken
+_WHOLE = "video/x-raw,format=I420,width=[8,8192,8],height=[2,8192,2]"
 _NETWORK = "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,crypto,srt"  # a playlist may not name local files
 _FLAGS = {
     "fflags": "nobuffer",
@@ -221,7 +223,7 @@ def _pipeline(source: Source, silence: float) -> Iterator[_Pipeline]:
     tool = gst_launch(source)
     frames, end = os.pipe()
     try:
-        sink = shlex.split(f"! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd={end}")
+        sink = shlex.split(f"! videoconvert ! videoscale ! {_WHOLE} ! y4menc ! fdsink fd={end}")
         process = subprocess.Popen(
             [tool, "-q", *split_pipeline(source), *sink],
             stdin=subprocess.DEVNULL,
