@@ -65,7 +65,7 @@ class Drawn:
             {"type": "string", "pattern": "^a*b+(c|d)$"},
             {"type": "string", "format": ("date", "date-time", "time")[self.below(3)]},
             {"type": "string", "format": "uuid"},
-            {"type": "string", "format": "ipv4"},
+            {"type": "string", "format": ("email", "ipv4")[self.below(2)]},
         ][self.below(7)]
 
     def whole(self, _: int) -> dict[str, Any]:
@@ -75,7 +75,12 @@ class Drawn:
         ]
 
     def number(self, _: int) -> dict[str, Any]:
-        return [{"type": "number"}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1}][self.below(2)]
+        low = round(float(self.random.normal() * 10.0 ** self.below(4)), self.below(4))
+        return [
+            {"type": "number"},
+            {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            {"type": "number", "minimum": low, "maximum": round(low + 10.0 ** (self.below(4) - 2), 4)},
+        ][self.below(3)]
 
     def choice(self, _: int) -> dict[str, Any]:
         return [{"enum": ["red", 'a "quoted" one', 3, None, [1, {"x": True}]]}, {"const": "fixed"}][self.below(2)]
@@ -221,6 +226,9 @@ def nested(depth: int) -> dict[str, Any]:
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}], "x-guidance": {"coerce_one_of": True}}, "oneOf"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusiveMinimum 0"),
+        ({"items": {"exclusiveMaximum": -1.0, "exclusiveMinimum": -1.5}}, "exclusiveMaximum -1"),
+        ({"exclusiveMinimum": 10**400, "maximum": 0.5}, ""),
         (nested(480), "recursion"),
         (False, "false"),
         ([], "object"),
@@ -280,6 +288,37 @@ def test_formats_are_held_to_in_full(engine: Engine, format: str, value: str, go
     schema = make(engine, {"anyOf": [{"type": "string", "format": format}, {"type": "null"}]})
     assert takes(schema, None)
     assert takes(schema, value) == good
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "string", "format": "email"},
+        {"type": "string", "format": "uri"},
+        {"type": "string", "pattern": "^[a-z]+=[0-9]+;$"},
+        {"type": "string", "pattern": r"^[\\w.+-]+@[\\w-]+\\.[a-z]{2,}$"},
+        {"type": "array", "minItems": 3, "items": {"type": "string", "pattern": "^[A-Z][a-z]+, [0-9]+ years$"}},
+    ],
+)
+def test_the_way_to_the_end_goes_round_no_circles(engine: Engine, document: dict[str, Any]) -> None:
+    schema = make(engine, document)
+    way = schema.way_out(schema._matcher(), 100)
+    assert way is not None
+    check(document, engine.tokenizer.decode(way))
+
+
+def test_no_key_is_begun_that_asks_for_more_than_is_left(engine: Engine) -> None:
+    long = {"type": "object", "properties": {"a": {"const": "x" * 300}}, "additionalProperties": False}
+    schema = make(engine, long)
+    wanted = schema._tokenizer.tokenize_str('{"a": "' + "x" * 300)
+    for room, end in ((250, "{}"), (400, '"}')):
+        chooser, tokens = schema.chooser(Sampler(Sampling()), room), list[int]()
+        while not tokens or not schema.is_stop(tokens[-1]):
+            logits = np.zeros(engine.config.tokens.size, np.float32)
+            logits[wanted[min(len(tokens), len(wanted) - 1)]] = 1
+            tokens.append(chooser.pick(logits))
+        assert len(tokens) <= room
+        assert engine.tokenizer.decode(tokens[:-1]).endswith(end)
 
 
 def test_what_only_looks_like_a_format_is_left_alone(engine: Engine) -> None:
