@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 8192 * 8192  # of a frame; what a stream claims beyond that is not allocated
 _BAD_PACKETS = 100  # in a row, before a source counts as lost
 _LONGEST_SAID = 4096  # bytes of a pipeline's words that are kept, the last ones
+_LONGEST_PIPE = 256  # reads that a full pipe takes, and some more
 _LONGEST_REASON = 300  # characters of them in an event
 # y4menc writes the padding of other sizes into its frames; these have none, and the next one is taken
 _WHOLE = "video/x-raw,format=I420,width=[8,8192,8],height=[2,8192,2]"
@@ -276,7 +277,9 @@ class _Pipeline:
     @property
     def complaint(self) -> str:
         """The first line that names an error, without passwords; "" when none did."""
-        while self._words in self._open and select.select([self._words], [], [], 0)[0]:
+        for _ in range(_LONGEST_PIPE):  # some talk without end
+            if self._words not in self._open or not select.select([self._words], [], [], 0)[0]:
+                break
             self._listen()
         lines = self._said.decode("utf-8", "replace").splitlines()
         errors = [line.strip() for line in lines if "erro" in line.lower()]  # "ERROR: ...", "erroneous pipeline: ..."
