@@ -21,6 +21,7 @@ from edgevl.view import PictureView, Shown, Video, VideoView, View
 _BLIND = "this bundle holds a language model without eyes; ask without pictures"
 _FEWEST_FRAMES, _MOST_FRAMES = 8, 32  # of a video, unless the user says
 _ANSWER_SHARE = 4  # at most one part of so many of the context is kept free for the answer
+_QUESTION_SHARE = 16  # and one of so many for the question about a video
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,14 @@ class Budget:
     def frames(self, asked: int | None, held: Sequence[Message], max_tokens: int) -> int:
         """Frames to take of a video that is shown after the settled messages `held`.
 
-        As many as were `asked` for; otherwise what is left of the context, at least 8 (old turns leave for them) and at
-        most 32. Raises `CapacityError` for more than the whole context holds.
+        As many as were `asked` for; otherwise what is left of the context beside a question and its answer, at least 8
+        (old turns leave for them) and at most 32. Raises `CapacityError` for more than the whole context holds.
         """
         assert self._config.vision is not None
         each = self._config.vision.tile_tokens
         if asked is None:
-            left = self.context - sum(self.parts(held).values()) - self.room(max_tokens)
+            used = self.tokens((*held, Message("user", ("?",)))) + self.context // _QUESTION_SHARE
+            left = self.context - used - self.room(max_tokens)
             return max(min(left // each, _MOST_FRAMES), _FEWEST_FRAMES)
         if asked * each >= self.context:
             raise CapacityError(

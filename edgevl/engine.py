@@ -240,6 +240,8 @@ def _common(held: list[Key], wanted: list[Key]) -> int:
 
 
 def with_max_tiles(tiling: TilingConfig, max_tiles: int | None, rule: str | None) -> TilingConfig:
-    """The model's tiling with the user's switches."""
+    """The model's tiling with the user's switches. Raises `UsageError` for less than one tile."""
+    if max_tiles is not None and max_tiles < 1:
+        raise UsageError(f"--max-tiles is {max_tiles}; it must be at least 1")
     changed = replace(tiling, max_tiles=max_tiles) if max_tiles is not None else tiling
     return replace(changed, rule=rule) if rule is not None else changed

@@ -1,14 +1,15 @@
 """Answers that are held to a JSON schema: what would break it is never chosen, and the document is always closed.
 
 llguidance says which tokens may follow. What it cannot enforce is refused before the run. At every token there is a way
-to close the document within what is left of the answer; a token that would leave none is not taken. A `format` is held
-to by its characters: 2023-02-29 is a date. Knows nothing of models. Called by the engine; verbs make schemas.
+to close the document within what is left of the answer; a token that would leave none is not taken. Knows nothing of
+models. Called by the engine; verbs make schemas.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevl.config import TokenConfig
-from edgevl.errors import CapacityError, EdgevlError, MissingExtraError, UsageError
+from edgevl.errors import CapacityError, MissingExtraError, UsageError
 from edgevl.sampling import Sampler
+from edgevl.schema_gaps import completed
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -26,9 +28,12 @@ _LIMIT = 1 << 20  # bytes of a schema file
 # As `json.dumps` writes; with free white space a small model may write nothing else.
 _STYLE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 _EXAMPLE = '{"type": "object"}'
-_CLOSING = '"}],: 0[{tfnelu-'  # what to try first on the way to the end; then every other character
-_TRIES = 6  # orders of trying
-_SLACK = 64  # tokens; further from the limit than this and twice the way to the end, the way is not looked for
+_BETWEEN = '}]",: 0[{tfn-'  # what to try first on the way to the end, outside texts, where there is nothing else
+_WITHIN = '"}],: 0[{tfnelu-'  # and within texts; then signs, then letters and digits
+_CIRCLE = 40  # times in a row that there is the same choice, before a way is given up
+_PATIENCE = (1, 3, 10, 40)  # times that one character is taken at the same choice, before others get their turn
+_STRUCTURE = frozenset(b'{}[],:"')  # a token with one of these is no mere piece of a text
+_SLACK = 64  # tokens; this and twice the longest way to the end is further than a piece of a text can lead away
 
 
 class Schema:
@@ -42,21 +47,29 @@ class Schema:
         llguidance = _load()
         if not isinstance(document, dict | bool):
             raise UsageError("the schema is neither a JSON object nor true; write one such as " + _EXAMPLE)
-        self.digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         self._size, self._stop = tokens.size, tokens.stop
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer_json.decode(), n_vocab=tokens.size, eos_token=list(tokens.stop)
         )
         overrides = {**_STYLE, "coerce_one_of": False}
-        schema = {"allOf": [document]} if isinstance(document, bool) else document
         try:
+            schema = completed({"allOf": [document]} if isinstance(document, bool) else document)
             self._grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=overrides)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise _refusal(str(error)) from error
         matcher = self._matcher()
         if matcher.is_error():
             raise _refusal(matcher.get_error())
-        self._orders = self._make_orders()
+        self.digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        texts = {i: self._tokenizer.decode_bytes([i]) for i in range(self._size) if i not in self._stop}
+        self._structure = frozenset(i for i, text in texts.items() if not _STRUCTURE.isdisjoint(text))
+        self._quotes = frozenset(i for i, text in texts.items() if b'"' in text)
+        single = {text: i for i, text in reversed(texts.items()) if len(text) == 1}
+        rest = sorted(single, key=lambda c: (c == b"\\", c.isalnum(), c))  # behind a backslash a quote ends no text
+        self._known = sum(c.encode() in single for c in _WITHIN)
+        # tokens of one character, as they are tried
+        self._within = _tokens(single, [*map(str.encode, _WITHIN), *rest])
+        self._between = _tokens(single, [*map(str.encode, _BETWEEN), *rest])
 
     def chooser(self, sampler: Sampler, room: int) -> SchemaChooser:
         """Chooses one answer of at most `room` tokens, the stop token included.
@@ -73,18 +86,14 @@ class Schema:
         return SchemaChooser(self, matcher, sampler, room, way)
 
     def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
-        """Which tokens may follow, (V,). Raises `EdgevlError` where llguidance gives up."""
-        words = np.zeros(-(-self._size // 32), np.int32)
-        matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        if matcher.is_error():
-            raise EdgevlError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        """Which tokens may follow, (V,). Raises `UsageError` where llguidance gives up."""
+        bits = np.unpackbits(self._mask(matcher).view(np.uint8), bitorder="little")
         return bits[: self._size].astype(np.bool_)
 
     def way_out(self, matcher: LLMatcher, most: int) -> list[int] | None:
         """At most `most` tokens that end the document, or None where none were found. The matcher stays as it is."""
-        for order in self._orders:
-            found = self._follow(matcher.deep_copy(), order, most)
+        for patience in (0, *_PATIENCE):
+            found = self._follow(matcher.deep_copy(), patience, most)
             if found is not None:
                 return found
         return None
@@ -94,6 +103,10 @@ class Schema:
         """A token that ends an answer."""
         return self._stop[0]
 
+    def is_structure(self, token: int) -> bool:
+        """Whether the token may be more than a piece of a text."""
+        return token in self._structure
+
     def is_stop(self, token: int) -> bool:
         """Whether the token ends an answer."""
         return token in self._stop
@@ -101,41 +114,60 @@ class Schema:
     def consume(self, matcher: LLMatcher, token: int) -> None:
         """Go on behind an allowed token."""
         if not matcher.consume_token(token):
-            raise EdgevlError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
+            raise UsageError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
 
-    def _follow(self, matcher: LLMatcher, order: NDArray[np.int64], most: int) -> list[int] | None:
-        """The first allowed token of `order` (ids of single characters), or any other, until the document may end."""
+    def _follow(self, matcher: LLMatcher, patience: int, most: int) -> list[int] | None:
+        """The first allowed single character, or any other token, until the document may end.
+
+        Where that leads round in circles (an address needs its @ at some time), others get their turn by `patience`; 0
+        gives up.
+        """
         way: list[int] = []
+        taken: Counter[tuple[bytes, int]] = Counter()
+        circle = (b"", 0)  # the last choice, and how often it came in a row
         while not matcher.is_accepting():
             step = matcher.compute_ff_tokens()
             if not step:
                 try:
-                    allowed = self.allowed(matcher)
-                except EdgevlError:
+                    mask = self._mask(matcher)
+                except UsageError:
                     return None
-                allowed[list(self._stop)] = False
-                among = allowed[order]
-                token = int(order[np.argmax(among)]) if among.any() else int(np.argmax(allowed))
-                if not allowed[token]:
-                    return None
-                step = [token]
+                allowed = _bits(mask, self._within)
+                order = self._within if allowed[self._known :].any() else self._between
+                among = _bits(mask, order)
+                places: list[int] = np.flatnonzero(among).tolist()
+                if places:
+                    choice = among.tobytes()
+                    place = places[0] if not patience else min(places, key=lambda i: (taken[choice, i] // patience, i))
+                    taken[choice, place] += 1
+                    circle = (choice, circle[1] + 1 if circle[0] == choice else 1)
+                    if not patience and circle[1] > _CIRCLE:
+                        return None
+                    step = [int(order[place])]
+                else:
+                    others = self.allowed(matcher)
+                    others[list(self._stop)] = False
+                    if not others.any():
+                        return None
+                    step = [int(np.argmax(others))]
             way += step
+            if not self._quotes.isdisjoint(step):
+                taken.clear()
             if len(way) > most or not matcher.consume_tokens(step):
                 return None
         return way if len(way) <= most else None
 
+    def _mask(self, matcher: LLMatcher) -> NDArray[np.int32]:
+        """A bit for each token that may follow. Raises `UsageError` where llguidance gives up."""
+        words = np.zeros(-(-self._size // 32), np.int32)
+        matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        if matcher.is_error():
+            raise UsageError(f"the schema is too complex to go on with ({_line(matcher.get_error())}); simplify it")
+        return words
+
     def _matcher(self) -> LLMatcher:
         matcher: LLMatcher = _load().LLMatcher(self._tokenizer, self._grammar, log_level=0)
         return matcher
-
-    def _make_orders(self) -> list[NDArray[np.int64]]:
-        """Tokens of one character, in the orders in which they are tried: closing ones first, then shuffled."""
-        texts = {i: self._tokenizer.decode_bytes([i]) for i in range(self._size) if i not in self._stop}
-        single = {text: i for i, text in reversed(texts.items()) if len(text) == 1}
-        first = [single.pop(c.encode()) for c in _CLOSING if c.encode() in single]
-        order = [*first, *single.values()]
-        random = np.random.default_rng(0)
-        return [np.array(order, np.int64), *(random.permutation(order) for _ in range(_TRIES - 1))]
 
 
 class SchemaChooser:
@@ -148,13 +180,18 @@ class SchemaChooser:
         self._longest = len(way)
 
     def pick(self, logits: NDArray[np.float32]) -> int:
-        """The sampler's choice among the tokens that may follow; near the limit, only what leaves a way to the end."""
+        """The sampler's choice among the tokens that may follow, if it leaves a way to the end.
+
+        Far from the limit that is not asked within a text: no piece of it leads far away. A key may ask for any length.
+        """
         schema = self._schema
-        token = self._sampler.pick(np.where(schema.allowed(self._matcher), logits, np.float32(-np.inf)))
+        allowed = schema.allowed(self._matcher)
+        token = self._sampler.pick(np.where(allowed, logits, np.float32(-np.inf)))
+        text = 2 * np.count_nonzero(allowed) > allowed.size and not schema.is_structure(token)  # no key, no number
         self._room -= 1
         if schema.is_stop(token):
             return token
-        if self._room > 2 * self._longest + _SLACK:
+        if text and self._room > 2 * self._longest + _SLACK:
             self._way = None
             schema.consume(self._matcher, token)
             return token
@@ -200,6 +237,17 @@ def read_schema(path: Path) -> object:
         raise UsageError(f"{path} cannot be read ({error.strerror}); give a file with a JSON schema") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); give a file with a JSON schema") from error
+
+
+def _tokens(single: dict[bytes, int], characters: list[bytes]) -> NDArray[np.int64]:
+    """The tokens of the characters, each once, in that order."""
+    return np.array([single[c] for c in dict.fromkeys(characters) if c in single], np.int64)
+
+
+def _bits(mask: NDArray[np.int32], tokens: NDArray[np.int64]) -> NDArray[np.int32]:
+    """1 for each of the tokens that the mask allows."""
+    found: NDArray[np.int32] = mask[tokens >> 5] >> (tokens & 31) & 1
+    return found
 
 
 def _load() -> Any:

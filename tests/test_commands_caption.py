@@ -104,6 +104,20 @@ def test_lines_have_the_fields_of_a_schema(run, bundle: Path, folder: Path, tmp_
     assert "cannot be enforced" in err
 
 
+def test_what_can_never_be_answered_is_refused_before_the_first_picture(
+    run, bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('{"const": "a rather long constant"}')
+    for sources in ((folder,), (folder, "/dev/video77")):
+        code, out, err = run(bundle, *sources, "--schema", rules, "--max-tokens", 5)
+        assert (code, out) == (2, "")
+        assert "ends within 4 tokens" in err
+        code, out, err = run(bundle, *sources, "--prompt", "word " * 2000)
+        assert (code, out) == (2, "")
+        assert "questions" in err and "384" in err
+
+
 def test_a_second_run_skips_what_is_done(run, bundle: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     run(bundle, folder / "b.png", "-o", out, "--max-tokens", 4)

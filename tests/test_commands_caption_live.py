@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -163,7 +164,8 @@ def test_bad_sources_and_options(
 
 @pytest.mark.timeout(200)
 def test_killed_ten_times_while_everything_goes_wrong(tmp_path: Path) -> None:
-    found = kills(tmp_path, count=10, pictures=10, longest=1.5, full=False)
+    ffmpeg = shutil.which("ffmpeg") is not None
+    found = kills(tmp_path, count=10, pictures=10, longest=1.5, full=False, ffmpeg=ffmpeg)
     assert (found["lost"], found["doubled"], found["broken"], found["files_without_caption"]) == (0, 0, 0, 0), found
     assert found["exit_code_after_sigterm"] == 0
     assert found["captions"] > 100
@@ -175,5 +177,5 @@ def test_killed_ten_times_while_everything_goes_wrong(tmp_path: Path) -> None:
 def test_memory_is_flat_over_five_thousand_captions(tmp_path: Path, bundle: Path) -> None:
     found = soak(tmp_path, 5000, bundle)
     assert found["exit_code"] == 0
-    assert found["captions"] >= 5000
-    assert abs(found["bytes_per_caption_after_20_percent"]) < 100, found
+    assert found["captions_that_count"] == 5000
+    assert abs(found["bytes_per_caption"]) < 100, found

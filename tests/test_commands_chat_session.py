@@ -59,6 +59,7 @@ def test_frames_come_from_what_is_left_of_the_context(root: Path) -> None:
     shown = re.search(r"clip.mp4: (\d+) frames of 3.9 s", result.stderr)
     assert shown is not None and 8 <= int(shown[1]) < 32
     assert f"video {4 * int(shown[1])}" in result.stderr
+    assert "dropped" not in result.stderr and "turns: 2" in result.stderr  # there was room for the question too
 
 
 def test_too_many_frames_become_fewer_and_it_is_said(root: Path) -> None:
@@ -93,6 +94,7 @@ def test_stats_name_the_parts(root: Path) -> None:
         ("/video none.mp4", "none.mp4 does not exist"),
         ("/video {root}/bad.mp4", "no video that can be read"),
         ("/video {root}", "is a folder"),
+        ("/video /dev/null", "is no plain file"),
         ("/video {root}/picture.png\n/video {root}/picture.png", "a video waits for a question already"),
         ("/image {root}/clip.mp4", "is a video; show it with /video"),
         ("/save", "name of a file"),

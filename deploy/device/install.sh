@@ -31,6 +31,11 @@ if [ -z "$ROOT" ]; then
     [ "$(id -u)" = 0 ] || fail "run it as root, or set ROOT to a folder to look at what it does"
     command -v systemctl >/dev/null || fail "there is no systemctl here; run edgevl caption by what starts services here"
     getent passwd edgevl >/dev/null || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin edgevl
+    as_edgevl="setpriv --reuid=edgevl --regid=edgevl --clear-groups"
+    $as_edgevl "$edgevl" --version >/dev/null ||
+        fail "the user edgevl cannot run $edgevl; install edgevl where every user may read, such as /opt/edgevl/venv"
+    $as_edgevl test -r "$bundle/manifest.json" ||
+        fail "the user edgevl cannot read $bundle; move it to where every user may read, such as /opt/edgevl/bundle"
 fi
 
 mkdir -p "$ROOT/etc/edgevl" "$ROOT/etc/systemd/system"

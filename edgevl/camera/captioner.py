@@ -11,6 +11,7 @@ from edgevl.engine import Engine, Request, Result
 from edgevl.errors import UsageError
 from edgevl.image import Picture, load_image
 from edgevl.prompt import Message
+from edgevl.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from edgevl.config import TilingConfig
@@ -56,14 +57,18 @@ class EngineCaptioner:
         tiling: TilingConfig | None = None,
         schema: Schema | None = None,
     ) -> None:
+        """Raises `CapacityError`, before any picture is looked at, for a prompt or a schema without room."""
         self.model = engine.bundle.digest
         self.prompt = prompt
         self.schema = None if schema is None else schema.digest
         self._engine, self._max_tokens, self._tiling, self._rules = engine, max_tokens, tiling, schema
+        engine.budget.settle((self._question(_blank()),), tiling, max_tokens)
+        if schema is not None:
+            schema.chooser(Sampler(Sampling()), max_tokens)
 
     def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
         """Caption one picture; raises `UsageError` for one that cannot be asked about."""
-        question = Message("user", (picture, self.prompt))
+        question = self._question(picture)
         request = Request((question,), max_tokens=self._max_tokens, tiling=self._tiling, schema=self._rules)
         for item in self._engine.stream(request):
             alive()
@@ -74,17 +79,24 @@ class EngineCaptioner:
                 return Caption(item.text.strip(), item.tokens, item.seconds, item.notes, self._rules is not None)
         raise AssertionError("a stream ends with its result")
 
+    def _question(self, picture: Picture) -> Message:
+        return Message("user", (picture, self.prompt))
+
     def _forget(self) -> None:
         """No frame of a camera comes twice, so that keeping its embeddings would only fill memory."""
         self._engine.embeddings.clear()
 
     def warm_up(self) -> None:
         """Run every part of the model once, so that the first caption is as fast as the others."""
-        from PIL import Image
-
-        picture = load_image(Image.new("RGB", (64, 64)))
-        request = Request((Message("user", (picture, self.prompt)),), max_tokens=1, tiling=self._tiling)
+        request = Request((self._question(_blank()),), max_tokens=2, tiling=self._tiling)
         for _ in self._engine.stream(request):
             pass
         self._engine.reset()
         self._forget()
+
+
+def _blank() -> Picture:
+    """The smallest question there is: a picture of one tile."""
+    from PIL import Image
+
+    return load_image(Image.new("RGB", (64, 64)))

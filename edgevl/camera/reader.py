@@ -5,16 +5,18 @@ Called by `edgevl.camera.capture` (live), `edgevl.camera.files` and `edgevl.vide
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from edgevl.camera.source import Source
+from edgevl.camera.source import Source, without_passwords
 from edgevl.errors import EdgevlError, ImageError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 8192 * 8192  # of a frame; what a stream claims beyond that is not allocated
 _BAD_PACKETS = 100  # in a row, before a source counts as lost
+_LONGEST_SAID = 4096  # bytes of a pipeline's words that are kept, the last ones
+_LONGEST_PIPE = 256  # reads that a full pipe takes, and some more
+_LONGEST_REASON = 300  # characters of them in an event
+# y4menc writes the padding of other sizes into its frames; these have none, and the next one is taken
+_WHOLE = "video/x-raw,format=I420,width=[8,8192,8],height=[2,8192,2]"
 _NETWORK = "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,crypto,srt"  # a playlist may not name local files
 _FLAGS = {
     "fflags": "nobuffer",
@@ -46,20 +53,24 @@ def live_frames(source: Source, silence: float) -> Iterator[Iterator[VideoFrame]
     av = load_av()
     with ExitStack() as stack:
         options = dict(_FLAGS)
-        where: str | _Pipe = source.address
+        where: str | _Pipeline = source.address
+        pipeline: _Pipeline | None = None
         form: str | None = None
         if source.kind == "v4l2":
             form = "v4l2"
         elif source.kind == "gstreamer":
-            where, form = stack.enter_context(_pipeline(source, silence)), "yuv4mpegpipe"
+            where = pipeline = stack.enter_context(_pipeline(source, silence))
+            form = "yuv4mpegpipe"
         else:
             options |= {"protocol_whitelist": _NETWORK, "rtsp_transport": "tcp"}
         try:
             container = av.open(where, format=form, options=options, timeout=silence)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise SourceLostError(f"{source.name} cannot be opened ({_reason(error, source)})") from error
+            why = (pipeline and pipeline.complaint) or _reason(error, source)
+            raise SourceLostError(f"{source.name} cannot be opened ({why})") from error
         stack.enter_context(container)
-        yield _decode(container, source.name, source)
+        frames = _decode(container, source.name, source)
+        yield frames if pipeline is None else _with_complaint(frames, pipeline)
 
 
 def decode_file(path: str, only_keys: bool = False) -> Iterator[VideoFrame]:
@@ -190,39 +201,95 @@ def _decode(container: Any, name: str, source: Source | None = None) -> Iterator
     raise SourceLostError(f"{name} ended")
 
 
+def _with_complaint(frames: Iterator[VideoFrame], pipeline: _Pipeline) -> Iterator[VideoFrame]:
+    try:
+        yield from frames
+    except SourceLostError as error:
+        if complaint := pipeline.complaint:
+            raise SourceLostError(f"{error} ({complaint})") from error
+        raise
+
+
 def _check_video(container: Any, name: str) -> None:
     if not container.streams.video:
         raise UsageError(f"{name} has no video in it, only other streams; give one that has")
 
 
 @contextmanager
-def _pipeline(source: Source, silence: float) -> Iterator[_Pipe]:
-    """Run a GStreamer pipeline in a process of its own and give what it writes: YUV4MPEG, which tells sizes itself."""
+def _pipeline(source: Source, silence: float) -> Iterator[_Pipeline]:
+    """Run a GStreamer pipeline in a process of its own and give what it writes: YUV4MPEG, which tells sizes itself.
+
+    Frames have a pipe of their own: elements such as nvarguscamerasrc print to stdout.
+    """
     tool = gst_launch(source)
-    words = [*split_pipeline(source), *shlex.split("! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1")]
-    process = subprocess.Popen([tool, "-q", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    frames, end = os.pipe()
+    try:
+        sink = shlex.split(f"! videoconvert ! videoscale ! {_WHOLE} ! y4menc ! fdsink fd={end}")
+        process = subprocess.Popen(
+            [tool, "-q", *split_pipeline(source), *sink],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(end,),
+        )
+    except BaseException:
+        os.close(frames)
+        raise
+    finally:
+        os.close(end)
+    atexit.register(process.kill)  # a thread that waits for frames does not see the end of this process
     try:
         assert process.stdout is not None
-        yield _Pipe(process.stdout.fileno(), silence)
+        yield _Pipeline(frames, process.stdout.fileno(), silence)
     finally:
+        atexit.unregister(process.kill)
         process.kill()
         process.wait()
+        os.close(frames)
         if process.stdout is not None:
             process.stdout.close()
 
 
-class _Pipe:
-    """The reading end of a pipe that gives up when nothing comes, which a plain file object never does."""
+class _Pipeline:
+    """The frames of a pipeline, read with patience for `silence` seconds, and what it complains of meanwhile."""
 
-    def __init__(self, handle: int, silence: float) -> None:
-        self._handle, self._silence = handle, silence
+    def __init__(self, frames: int, words: int, silence: float) -> None:
+        self._frames, self._words, self._silence = frames, words, silence
+        self._open = [frames, words]
+        self._said = b""
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes; none at the end."""
-        ready, _, _ = select.select([self._handle], [], [], self._silence)
-        if not ready:
-            raise TimeoutError("Connection timed out")
-        return os.read(self._handle, count)
+        until = time.monotonic() + self._silence
+        while self._frames in self._open:
+            ready, _, _ = select.select(self._open, [], [], max(until - time.monotonic(), 0))
+            if self._words in ready:
+                self._listen()
+            if self._frames in ready:
+                data = os.read(self._frames, count)
+                if not data:
+                    self._open.remove(self._frames)
+                return data
+            if time.monotonic() >= until:
+                raise TimeoutError("Connection timed out")
+        return b""
+
+    @property
+    def complaint(self) -> str:
+        """The first line that names an error, without passwords; "" when none did."""
+        for _ in range(_LONGEST_PIPE):  # some talk without end
+            if self._words not in self._open or not select.select([self._words], [], [], 0)[0]:
+                break
+            self._listen()
+        lines = self._said.decode("utf-8", "replace").splitlines()
+        errors = [line.strip() for line in lines if "erro" in line.lower()]  # "ERROR: ...", "erroneous pipeline: ..."
+        return without_passwords(errors[0])[:_LONGEST_REASON] if errors else ""
+
+    def _listen(self) -> None:
+        data = os.read(self._words, 4096)
+        if not data:
+            self._open.remove(self._words)
+        self._said = (self._said + data)[-_LONGEST_SAID:]
 
 
 def _reason(error: Exception, source: Source | None = None) -> str:
@@ -230,4 +297,4 @@ def _reason(error: Exception, source: Source | None = None) -> str:
     if type(error).__name__ == "ExitError":  # what FFmpeg calls the end of our patience
         return "no answer"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).replace(source.address, source.name) if source else str(text)
+    return without_passwords(str(text).replace(source.address, source.name)) if source else str(text)

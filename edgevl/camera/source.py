@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from edgevl.errors import UsageError
 
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".y4m"))
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp", "srt")
 _NAMED = re.compile(r"([A-Za-z][\w.-]{0,63})=(.+)", re.DOTALL)
+_USER = re.compile(r"(?<=//)[^/\s\"']*@")  # of a URL, with its password
+_SECRET = re.compile(r"\b((?:\w*(?:pass|pwd|secret|token)\w*|(?:\w+-)?pw)=)[^&;\s\"']+", re.IGNORECASE)
 _CSI = "nvarguscamerasrc sensor-id={} ! nvvidconv ! video/x-raw,format=I420"
 
 
@@ -45,7 +47,7 @@ def parse_live(text: str) -> Source | None:
     if colon and scheme == "gst":
         if not rest.strip():
             raise UsageError("gst: needs a pipeline after it, such as 'gst:v4l2src ! videoconvert'")
-        return Source(text, "gstreamer", rest.strip())
+        return Source(without_passwords(text), "gstreamer", rest.strip())
     if colon and scheme == "csi":
         if not rest.isdecimal():
             raise UsageError(f"{text} names no camera; give the sensor's number, such as csi:0")
@@ -59,24 +61,20 @@ def _stream(text: str) -> Source:
     scheme = text.split("://", 1)[0].lower()
     if scheme not in _SCHEMES:
         known = ", ".join(f"{s}://" for s in _SCHEMES)
-        raise UsageError(f"{_public(text)} is no stream that can be read; use one of {known}, or a path")
+        raise UsageError(f"{without_passwords(text)} is no stream that can be read; use one of {known}, or a path")
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"{_public(text)} is no address ({error}); write SCHEME://HOST:PORT/PATH") from error
+        raise UsageError(f"{without_passwords(text)} is no address ({error}); write SCHEME://HOST:PORT/PATH") from error
     if not host and scheme not in ("udp", "rtp"):
-        raise UsageError(f"{_public(text)} names no host; write {scheme}://HOST:PORT/PATH")
-    return Source(_public(text), "stream", text)
+        raise UsageError(f"{without_passwords(text)} names no host; write {scheme}://HOST:PORT/PATH")
+    return Source(without_passwords(text), "stream", text)
 
 
-def _public(url: str) -> str:
-    """The URL without user and password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return re.sub(r"//[^/]*@", "//", url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+def without_passwords(text: str) -> str:
+    """Addresses and pipelines without user and password, as they may stand in the journal."""
+    return _SECRET.sub(r"\1***", _USER.sub("", text))
 
 
 def check_names(sources: list[Source]) -> None:

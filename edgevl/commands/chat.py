@@ -82,6 +82,8 @@ def command(
         raise UsageError(f"--frames is {frames}; it must be at least 1")
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}; it must be at least 1")
+    if first_token is not None and first_token <= 0:
+        raise UsageError(f"--first-token is {first_token:g} s; it must be more than 0")
     sampling = Sampling(temperature, top_p, seed)
     text = None if prompt is None else _read_prompt(prompt)
     check_text("--system", system or "")
