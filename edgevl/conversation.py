@@ -82,6 +82,11 @@ class Conversation:
             raise UsageError(f"{what} for a question already, which is the most; ask first")
         self._pending.append(shown)
 
+    def detach(self) -> int:
+        """Take back what waits for the next question; how many there were."""
+        count, self._pending = len(self._pending), []
+        return count
+
     def reset(self) -> None:
         """Forget everything but the system message."""
         self._turns, self._pending, self.last = [], [], None

@@ -27,6 +27,7 @@ from edgevl.view import Video
 _HELP = """\
 /image PATH...  show pictures with the next question
 /video PATH     show a video with the next question
+/drop           take back what waits for the next question
 /reset          forget the conversation
 /save FILE      keep the conversation in a file
 /load FILE      go on with a conversation from a file
@@ -89,6 +90,8 @@ class Dialogue:
             video = open_video(self._engine, self._conversation, _path(rest), self._frames)
             self._conversation.attach(video)
             note(f"{video.name}: {len(video.frames)} frames of {video.seconds:.1f} s, shown with the next question")
+        elif word == "/drop":
+            note(f"pictures and videos that were taken back: {self._conversation.detach()}")
         elif word == "/reset":
             self._conversation.reset()
             note("the conversation was forgotten")

@@ -96,19 +96,9 @@ class Journal:
         """
         line = {"time": line["time"], "sequence": self.following, **line}
         try:
-            if os.fstat(self._file).st_size != self._end:  # an earlier failure could not be undone then
-                os.ftruncate(self._file, self._end)
-            if self._is_full(len(jpeg or b"")):
-                self._rotate()
-            if jpeg is not None:
-                frame = self._segments.frame(self._start, self.following)
-                line["jpeg"] = str(frame.relative_to(self.path.parent))
-            data = encode(line)
-            assert data.startswith(_FIRST), "a line begins with its time"
-            self._make_room(len(data) + len(jpeg or b""))
             while True:
                 try:
-                    self._write(data, jpeg)
+                    written = self._write(line, jpeg)
                     break
                 except (OSError, EdgevlError) as error:
                     cause = error if isinstance(error, OSError) else error.__cause__
@@ -122,7 +112,7 @@ class Journal:
             ) from error
         if self._first is None:
             self._first, self._begun = self.following, time.monotonic()
-        self._last, self._end, self.count = self.following, self._end + len(data), self.count + 1
+        self._last, self._end, self.count = self.following, self._end + written, self.count + 1
         self._frames += len(jpeg or b"")
         return self._last
 
@@ -137,9 +127,23 @@ class Journal:
         """The sequence number of the open file's first line, written or yet to be."""
         return self.following if self._first is None else self._first
 
-    def _write(self, data: bytes, jpeg: bytes | None) -> None:
+    def _write(self, line: dict[str, Any], jpeg: bytes | None) -> int:
+        """Write the line once, rotating before it if it is time; its bytes."""
+        more = len(jpeg or b"")
+        if os.fstat(self._file).st_size != self._end:  # an earlier failure could not be undone then
+            os.ftruncate(self._file, self._end)
+        if self._is_full(more):
+            self._rotate()
+        if self._first is None:  # perhaps a new file; here, since either may fail and is then tried again
+            self._lock()
+            sync_folder(self.path.parent)
+        frame = self._segments.frame(self._start, self.following)
         if jpeg is not None:
-            frame = self._segments.frame(self._start, self.following)
+            line = {**line, "jpeg": str(frame.relative_to(self.path.parent))}
+        data = encode(line)
+        assert data.startswith(_FIRST), "a line begins with its time"
+        self._make_room(len(data) + more)
+        if jpeg is not None:
             if not frame.parent.is_dir():
                 frame.parent.mkdir(parents=True, exist_ok=True)
                 sync_folder(frame.parent.parent)
@@ -155,6 +159,7 @@ class Journal:
             with contextlib.suppress(OSError):  # else the next append does it
                 os.ftruncate(self._file, self._end)
             raise
+        return len(data)
 
     def _is_full(self, more: int) -> bool:
         """Whether the next line goes into a new file."""
@@ -166,19 +171,18 @@ class Journal:
         return limits.segment_seconds is not None and time.monotonic() - self._begun >= limits.segment_seconds
 
     def _rotate(self) -> None:
-        first = self._start
+        """Go on in a new file, or raise with everything as it was."""
+        first, size = self._start, self._end + self._frames
         self.path.rename(self._segments.file(first))
         old = self._file
         try:
-            self._file = self._open()
+            self._file = os.open(self.path, _OPEN, 0o666)
         except BaseException:
             self._segments.file(first).rename(self.path)
             raise
-        os.close(old)
-        self._lock()
-        sync_folder(self.path.parent)
-        self._segments.add(first)
+        self._segments.add(first, size)
         self._first, self._end, self._frames, self.count = None, 0, 0, 0
+        os.close(old)
 
     def _make_room(self, more: int) -> None:
         """Delete the oldest files until budget and disk have room for `more` bytes, or none is left."""
@@ -252,11 +256,14 @@ class Journal:
 
 
 def encode(line: dict[str, Any]) -> bytes:
-    """One line of UTF-8 with its newline; names of files that are no UTF-8 keep their bytes as JSON escapes."""
+    """One line of UTF-8 with its newline; names of files that are no UTF-8 keep their bytes as JSON escapes.
+
+    Raises `ValueError` for a number that is none: JSON has no word for it.
+    """
     try:
-        return json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n"
+        return json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(line).encode("ascii") + b"\n"
+        return json.dumps(line, allow_nan=False).encode("ascii") + b"\n"
 
 
 def _is_torn(data: bytes, first: bool) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevl.errors import UsageError
+from edgevl.files import sync_folder
 
 _DIGITS = 10
 
@@ -77,9 +78,9 @@ class Segments:
         except FileNotFoundError:
             return 0
 
-    def add(self, first: int) -> None:
-        """The journal was just renamed to `file(first)`."""
-        self.sizes[first] = self._size(first)
+    def add(self, first: int, size: int) -> None:
+        """The journal was just renamed to `file(first)`; its lines and pictures take `size` bytes."""
+        self.sizes[first] = size
 
     @property
     def can_drop(self) -> bool:
@@ -87,11 +88,16 @@ class Segments:
         return any(self.sizes.values())
 
     def empty(self, last: int) -> None:
-        """Free the only file, but keep its name: it tells the last line's number to whoever opens the journal."""
+        """Free the only file, but name it after its last line, whose number whoever opens the journal needs.
+
+        The name comes first, so that a kill at any moment leaves either the lines or the name.
+        """
         first = next(iter(self.sizes))
-        os.truncate(self.file(first), 0)
-        shutil.rmtree(self.folder(first), ignore_errors=True)
         self.file(first).rename(self.file(last))
+        self.sizes = {last: self.sizes[first]}
+        shutil.rmtree(self.folder(first), ignore_errors=True)
+        sync_folder(self._path.parent)
+        os.truncate(self.file(last), 0)
         self.sizes = {last: 0}
 
     def drop_oldest(self) -> int:

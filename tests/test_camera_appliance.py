@@ -14,10 +14,12 @@ from typing import Any
 
 import av
 import pytest
+from PIL import Image
 
 from camera_faults import fill, small_disk
 from camera_server import draw, read_number, write_clip
 from edgevl.camera import appliance as module
+from edgevl.camera import files
 from edgevl.camera.appliance import Appliance, Settings
 from edgevl.camera.captioner import Caption
 from edgevl.camera.capture import Capture, Event, Shot
@@ -193,6 +195,111 @@ def test_what_happens_to_a_source_is_in_the_journal(path: Path) -> None:
     assert events == [("cam", "connected"), ("cam", "lost"), ("cam", "refused")]
 
 
+def test_pixels_that_no_model_takes_end_neither_cameras_nor_files(path: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "a.mkv"
+    with av.open(str(clip), "w", format="nut") as container:
+        stream = container.add_stream("rawvideo", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "bgr4"
+        for i in range(3):
+            odd = av.VideoFrame(64, 64, "bgr4")
+            odd.pts = i
+            container.mux(stream.encode(odd))
+    Image.fromarray(draw(7)).save(tmp_path / "b.png")
+    camera, stub, paths = Fed(), Stub(), [clip, tmp_path / "b.png"]
+    camera._latest = Shot(av.VideoFrame(64, 64, "bgr4"), 1, time.monotonic())
+    settings = Settings(every=0.01)
+    with Journal(path) as journal:
+        job = FileJob(stub, journal, settings, Done(paths))
+        with running(Appliance([camera], stub, journal, settings), job.run(paths)):
+            wait_until(lambda: job.written == 1 and '"refused"' in path.read_text())
+            camera.frames = 1
+            camera.show(8)
+            wait_until(lambda: 8 in stub.asked)
+    assert job.failed == 1
+    assert sorted(filter(None, stub.asked)) == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("document", "word"),
+    [
+        ('{"x": 1e999}', "too large a number"),
+        ('{"x": -Infinity}', "too large a number"),
+        ('{"x": NaN}', "too large a number"),
+        ('{"x": ' + "1" * 5000 + "}", "digits"),
+        ("[" * 101 + "]" * 101, "100 deep"),
+        ("[" * 100_000 + "]" * 100_000, "recursion"),
+    ],
+)
+def test_a_document_that_cannot_be_kept_is_refused(path: Path, document: str, word: str) -> None:
+    class Writes(Stub):
+        def caption(self, picture: Picture, alive: Callable[[], None]) -> Caption:
+            super().caption(picture, alive)
+            return Caption(document if len(self.asked) == 1 else '{"x": 1.5}', is_json=True)
+
+    camera, stub = Fed(), Writes()
+    with Journal(path) as journal, running(Appliance([camera], stub, journal, Settings(every=0.01, change=0))):
+        camera.show(1)
+        wait_until(lambda: "refused" in path.read_text())
+        camera.show(2)
+        wait_until(lambda: "fields" in path.read_text())
+    refused, kept = read(path)
+    assert word in refused["detail"]
+    assert kept["fields"] == {"x": 1.5}
+
+
+def test_events_tell_their_age(path: Path) -> None:
+    camera = Fed()
+    camera._events.append(Event("lost", "it ended", time.monotonic() - 100))
+    with Journal(path) as journal, running(Appliance([camera], Stub(), journal, Settings(every=0.01))):
+        wait_until(lambda: "lost" in path.read_text())
+    assert read(path)[0]["age"] >= 100
+
+
+def test_heat_that_came_while_the_disk_was_full_is_told_afterwards(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HEAT_SECONDS", 0.0)
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("cpu-thermal")
+    (zone / "temp").write_text("91000")
+    appliance = Appliance([], Stub(), Journal(path), Settings(max_celsius=85, root=tmp_path))
+    for _ in range(9):
+        appliance._look_after(journal=False)
+    appliance._look_after()
+    assert [(line["event"], line["spacing"]) for line in read(path)] == [("hot", 2.0)]
+
+
+def test_a_status_that_cannot_be_written_is_said_once(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = iter(["MAXN", "15W", "15W"])
+    monkeypatch.setattr(module, "power_mode", lambda: next(modes))
+    monkeypatch.setattr(module, "_MODE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_STATUS_SECONDS", 0.0)
+    appliance = Appliance([], Stub(), Journal(path), Settings(status=tmp_path / "none" / "status.json"))
+    appliance._look_after()
+    assert appliance.document["power_mode"] == "MAXN"
+    appliance._look_after()
+    assert appliance.document["power_mode"] == "15W"
+    assert capsys.readouterr().err.count("cannot be written (No such file or directory)") == 1
+    (tmp_path / "none").mkdir()
+    appliance._look_after()
+    assert (tmp_path / "none" / "status.json").exists()
+
+
+def test_a_long_video_between_two_looks_keeps_nobody_waiting(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_STEP_SECONDS", 0.0)
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, frames=30)
+    with Journal(path) as journal:
+        job = FileJob(Stub(), journal, Settings(every=600.0), Done([clip]))
+        assert len([*job.run([clip])]) == 31  # every frame, and the end
+    assert len(read(path)) == 1
+
+
 def test_a_stop_finishes_the_caption_in_hand(path: Path) -> None:
     camera, stub = Fed(), Stub(0.3)
     camera.show(1)
@@ -306,8 +413,6 @@ def test_a_stop_on_a_full_disk_says_that_a_line_is_missing(path: Path) -> None:
 
 
 def test_jpegs_lie_beside_the_journal(path: Path) -> None:
-    from PIL import Image
-
     camera, stub = Fed(), Stub()
     with Journal(path) as journal:
         with running(Appliance([camera], stub, journal, Settings(every=0.01, jpeg=True))):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +22,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camera_server import Camera, draw, read_number, write_clip
+from camera_server import SIZE, Camera, draw, read_number, write_clip
 from edgevl.camera.backoff import Backoff
 from edgevl.camera.capture import Capture
 from edgevl.camera.gate import ChangeGate, signature
 from edgevl.camera.reader import SourceLostError, check_readable, decode_file, live_frames, to_image
 from edgevl.camera.source import Source, check_names, parse_live
-from edgevl.errors import MissingExtraError, UsageError
+from edgevl.errors import ImageError, MissingExtraError, UsageError
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
@@ -57,6 +63,16 @@ def frame(pixels: np.ndarray[Any, Any]) -> av.VideoFrame:
         ("udp://:5000", "udp://:5000", "stream"),
         ("http://cam/live?user=me&pwd=secret&n=1", "http://cam/live?user=me&pwd=***&n=1", "stream"),
         ("srt://cam:9000?passphrase=secret", "srt://cam:9000?passphrase=***", "stream"),
+        ("rtsp://user:secret's@h/l", "rtsp://h/l", "stream"),
+        ('rtsp://user:secret"s@h/l', "rtsp://h/l", "stream"),
+        ("rtsp://user:my secret@h/l", "rtsp://h/l", "stream"),
+        ("rtsp://user:se@secret@h/l", "rtsp://h/l", "stream"),
+        ("http://cam/x?pwd=my secret;secret'secret&n=1", "http://cam/x?pwd=***&n=1", "stream"),
+        ("http://cam/x?auth=secret&apikey=secret", "http://cam/x?auth=***&apikey=***", "stream"),
+        ("gst:rtspsrc user-pw='my secret' ! x", "gst:rtspsrc user-pw=*** ! x", "gstreamer"),
+        ('gst:rtspsrc "user-pw=my secret&secret" ! x', "gst:rtspsrc user-pw=*** ! x", "gstreamer"),
+        ('gst:rtspsrc user-pw = "a secret" ! x', "gst:rtspsrc user-pw=*** ! x", "gstreamer"),
+        ("gst:rtspsrc location='rtsp://me:my secret@cam/x' ! x", "gst:rtspsrc location=rtsp://cam/x ! x", "gstreamer"),
         (
             "gst:rtspsrc location=rtsp://me:secret@cam/x user-pw=secret ! decodebin",
             "gst:rtspsrc location=rtsp://cam/x user-pw=*** ! decodebin",
@@ -85,6 +101,11 @@ def test_files_are_no_live_sources(text: str) -> None:
         ("file:///etc/passwd", "rtsp://"),
         ("http://", "host"),
         ("rtsp://host:port/x", "rtsp"),
+        ("rtsp://me:secret/secret@host/x", "%2F"),
+        ("rtsp://me:my secret/secret@host/x", "%2F"),
+        ("rtsp://[me:secret@host/x", "no address"),
+        ("gst:rtspsrc user-pw='secret", "no pipeline"),
+        ("env:NOT_SET", "NOT_SET"),
         ("door=http://", "host"),
     ],
 )
@@ -92,6 +113,16 @@ def test_forms_that_are_refused(text: str, word: str) -> None:
     with pytest.raises(UsageError, match=word) as raised:
         parse_live(text)
     assert "secret" not in str(raised.value)
+
+
+def test_an_address_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOOR", "rtsp://me:secret@cam/x")
+    assert parse_live("door=env:DOOR") == Source("door", "stream", "rtsp://me:secret@cam/x")
+    assert parse_live("env:DOOR") == Source("rtsp://cam/x", "stream", "rtsp://me:secret@cam/x")
+    for value in ("a.png", "env:DOOR", "x=env:DOOR"):
+        monkeypatch.setenv("DOOR", value)
+        with pytest.raises(UsageError, match="set the variable DOOR"):
+            parse_live("env:DOOR")
 
 
 def test_two_sources_of_one_name() -> None:
@@ -223,11 +254,70 @@ def test_a_video_file_and_its_broken_tail(tmp_path: Path) -> None:
 def test_a_rotation_flag_turns_the_picture(tmp_path: Path) -> None:
     class Turned:
         rotation = 90
+        format = av.VideoFormat("rgb24", 40, 20)
+
+        def reformat(self, **_: object) -> Turned:
+            return self
 
         def to_image(self) -> Image.Image:
             return Image.new("RGB", (40, 20))
 
     assert to_image(Turned()).size == (20, 40)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["bgr4", "rgb4", "x2rgb10be", "yaf32le"])
+def test_pixels_that_cannot_be_read_are_refused(kind: str) -> None:
+    """In this process: FFmpeg would end it over one of them."""
+    odd = av.VideoFrame(64, 64, kind)
+    for read in (signature, to_image):
+        with pytest.raises(ImageError, match=kind):
+            read(odd)
+
+
+def test_a_pipe_is_no_video_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.mp4")
+    with pytest.raises(UsageError, match="no plain file"):
+        next(decode_file(str(tmp_path / "x.mp4")))
+
+
+def test_a_picture_that_froze_beside_living_sound_is_lost() -> None:
+    """A clip of two seconds whose sound goes on for four times as long, sent slowly."""
+    data = io.BytesIO()
+    with av.open(data, "w", format="mpegts") as container:
+        video, audio = container.add_stream("mpeg2video", rate=25), container.add_stream("mp2", rate=48000)
+        video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
+        for i in range(50):
+            container.mux(video.encode(frame(draw(i))))
+        container.mux(video.encode())
+        for i in range(350):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 2304), np.int16), format="s16", layout="stereo")
+            sound.rate, sound.pts = 48000, 1152 * i
+            container.mux(audio.encode(sound))
+    sent = data.getvalue()
+    begin = len(sent) // 2
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(sent[:begin])
+            for at in itertools.count(begin, 188):  # the end again and again, never silent
+                if ended.wait(0.02):
+                    return
+                at = begin + (at - begin) % (len(sent) - begin) // 188 * 188
+                client.sendall(sent[at : at + 188])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        source = Source("door", "stream", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        try:
+            with live_frames(source, 0.5) as stream, pytest.raises(SourceLostError, match="sent no picture"):
+                for _ in stream:
+                    pass
+        finally:
+            ended.set()
+            thread.join()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", b"\x00\x00\x00\x18ftypmp42" + b"\xff" * 500])
@@ -252,7 +342,6 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
 def test_a_playlist_may_not_name_local_files(tmp_path: Path) -> None:
     """What a stream sends must not make the machine read its own files."""
     import http.server
-    import threading
 
     write_clip(tmp_path / "secret.ts", frames=10)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n".encode()

@@ -166,11 +166,28 @@ def test_metrics_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_status_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    assert write_status(path, {"a": 1}) is None
+    assert write_status(path, {"state": 1}) is None
     assert write_status(tmp_path / "none" / "status.json", {}) == "No such file or directory"
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text()) == {"state": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
     check_status_file(path)
     for bad in (tmp_path, tmp_path / "none" / "status.json"):
         with pytest.raises(UsageError, match="--status"):
             check_status_file(bad)
+
+
+@pytest.mark.parametrize("content", [b"my notes", b'{"time": 1}\n', b'{"stat'])
+def test_the_status_replaces_nothing_else(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "status.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="something else"):
+        check_status_file(path)
+    assert path.read_bytes() == content
+    for ours in (b"", b"\0" * 500, b'{"state": "running"}\n'):  # also as a power loss leaves one
+        path.write_bytes(ours)
+        check_status_file(path)
+        with pytest.raises(UsageError, match="something else"):
+            check_status_file(path, [tmp_path / "." / "status.json"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="something else"):
+        check_status_file(tmp_path / "pipe")

@@ -133,6 +133,8 @@ def test_a_video_file(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture
         (("/dev/video0", "--jpeg"), 2, "-o"),
         (("/dev/video0", "--keep", "1GB"), 2, "-o"),
         (("/dev/video0", "--status", "NOWHERE/status.json"), 2, "--status"),
+        (("/dev/video0", "--status", "OUT", "-o", "OUT"), 2, "another file for --status"),
+        (("/dev/video0", "--status", "OUT.done", "-o", "OUT"), 2, "another file for --status"),
         (("a.png", "--metrics", "9000"), 2, "cameras"),
         (("/dev/video0", "--metrics", "70000"), 2, "65535"),
     ],

@@ -101,6 +101,10 @@ def test_a_question_that_failed_is_forgotten_and_its_pictures_wait() -> None:
     assert engine.asked[-1].messages[-1].parts == (shown, "three")
     list(conversation.ask("four"))
     assert engine.asked[-1].messages[-1].parts == ("four",)
+    conversation.attach(shown)
+    assert conversation.detach() == 1  # what never fits need not wait for ever
+    list(conversation.ask("five"))
+    assert engine.asked[-1].messages[-1].parts == ("five",)
 
 
 def test_the_oldest_turns_are_dropped_when_no_more_fits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgevl.errors import EdgevlError, UsageError
 from edgevl.journal import Journal, encode
-from edgevl.segments import Retention
+from edgevl.segments import Retention, Segments
 
 
 @pytest.fixture
@@ -260,6 +261,75 @@ def test_the_floor_of_the_disk_drops_the_oldest(path: Path, monkeypatch: pytest.
         assert journal.following == 7
     # emptied, not removed, while nothing else tells the number of the last line
     assert [p.name for p in path.parent.iterdir() if p.stat().st_size] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("step", ["edgevl.journal.sync_folder", "edgevl.journal.Journal._lock"])
+def test_a_rotation_that_fails_after_the_new_file_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def failing(_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    retention = Retention(segment_bytes=100)
+    with Journal(path, retention) as journal:
+        for n in (1, 2):
+            journal.append(line(n, caption="x" * 20))
+        with monkeypatch.context() as patch:
+            patch.setattr(step, failing)
+            with pytest.raises(EdgevlError, match="Too many"):
+                journal.append(line(3, caption="x" * 20))
+        for n in range(3, 8):
+            assert journal.append(line(n, caption="x" * 20)) == n
+    assert read(path, retention) == [numbered(n, caption="x" * 20) for n in range(1, 8)]
+
+
+def test_a_disk_without_room_for_another_file_drops_the_oldest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk with room, but no inode for a new file."""
+    opened = os.open
+    with Journal(path, Retention(segment_bytes=100)) as journal:
+        for n in range(1, 11):
+            journal.append(line(n, caption="x" * 20))
+        before = len([*path.parent.iterdir()])
+
+        def full(name: Any, *arguments: Any, **named: Any) -> int:
+            if name == path and not path.exists() and len([*path.parent.iterdir()]) >= before:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return opened(name, *arguments, **named)
+
+        monkeypatch.setattr("edgevl.journal.os.open", full)
+        for n in range(11, 31):
+            assert journal.append(line(n, caption="x" * 20)) == n
+        assert journal.deleted > 0
+        deleted = journal.deleted
+    assert [entry["sequence"] for entry in read(path)] == list(range(deleted + 1, 31))
+
+
+@pytest.mark.parametrize("step", [(Path, "rename"), (shutil, "rmtree"), (os, "truncate")])
+def test_killed_while_the_only_file_is_emptied_no_number_comes_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with Journal(path) as journal:
+        for n in (1, 2, 3):
+            journal.append(line(n), b"j")
+    path.rename(path.with_name("out.0000000001.jsonl"))
+    segments = Segments(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, kill)
+        with pytest.raises(Killed):
+            segments.empty(3)
+    with Journal(path) as journal:
+        assert journal.following == 4
+
+
+def test_a_number_that_json_has_no_word_for_is_not_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        encode(line(1, x=float("inf")))
 
 
 def test_only_files_of_the_journal_count(path: Path) -> None:

@@ -34,6 +34,7 @@ from edgevl.machine import resident_bytes
 _LONGEST_NAP = 1.0  # seconds; the watchdog, the status and a stop wait no longer
 _STATUS_SECONDS = 5.0
 _HEAT_SECONDS = 10.0
+_MODE_SECONDS = 300.0  # a process of its own each time
 _JUMP_SECONDS = 5.0  # between wall clock and monotonic clock, before the journal says so
 _JPEG_QUALITY = 85
 
@@ -91,10 +92,11 @@ class Appliance:
         self._offset = wall() - self._started
         self._celsius: dict[str, float] = {}
         self._watts: float | None = None
-        self._mode = power_mode()
-        self._next_heat = self._next_status = 0.0
+        self._mode: str | None = None
+        self._next_heat = self._next_mode = self._next_status = 0.0
         self._sequence = 0
         self._problem = ""  # why the journal cannot be written now
+        self._status_problem: str | None = None  # and why the status file cannot
         self.captions = self.unchanged = self.events = 0
         self.stalled_seconds = 0.0  # in which no line could be written
         self.document = self._status("starting")  # of the status file; replaced, never changed
@@ -146,7 +148,7 @@ class Appliance:
         watched.due = time.monotonic() + settings.every * self._governor.factor
         name = watched.capture.source.name
         for event in watched.capture.events():
-            self._event(event.kind, event.detail, source=name)
+            self._event(event.kind, event.detail, source=name, age=round(event.age, 3))
         shot = watched.capture.latest
         if shot is None:
             return
@@ -263,7 +265,8 @@ class Appliance:
             self._next_heat = now + _HEAT_SECONDS
             self._celsius, self._watts = temperatures(self._settings.root), watts(self._settings.root)
             hottest = max(self._celsius.values(), default=None)
-            if self._governor.look(hottest) and journal:
+            # while no line may be written nothing is captioned either; the spacing waits with its line
+            if journal and self._governor.look(hottest):
                 kind = "hot" if self._governor.factor > 1 else "cool"
                 detail = f"captions {self._governor.factor:g} times as far apart"
                 self._event(kind, detail, celsius=hottest, spacing=self._governor.factor)
@@ -271,6 +274,8 @@ class Appliance:
         if journal and abs(offset - self._offset) > _JUMP_SECONDS:
             by, self._offset = offset - self._offset, offset
             self._event("clock", f"the clock was set by {by:+.1f} s")
+        if now >= self._next_mode:
+            self._next_mode, self._mode = now + _MODE_SECONDS, power_mode()
         if now >= self._next_status:
             self._next_status = now + _STATUS_SECONDS
             self._write_status("full" if self._problem else "running")
@@ -278,7 +283,10 @@ class Appliance:
     def _write_status(self, state: str) -> None:
         self.document = self._status(state)
         if self._settings.status is not None:
-            write_status(self._settings.status, self.document)
+            problem = write_status(self._settings.status, self.document)
+            if problem is not None and self._status_problem is None:  # once, not every five seconds
+                note(f"edgevl: {self._settings.status} cannot be written ({problem}); captions go on")
+            self._status_problem = problem
         what = self._problem or f"{self.captions} captions, {self.unchanged} looks at unchanged scenes"
         self._notifier.status(what)
 

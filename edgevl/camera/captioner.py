@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from edgevl.config import TilingConfig
     from edgevl.schema import Schema
 
+_DEEPEST = 100  # levels of a document
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -30,8 +33,19 @@ class Caption:
 
     @property
     def said(self) -> dict[str, Any]:
-        """What stands in the journal: the caption, or the schema's fields."""
-        return {"fields": json.loads(self.text)} if self.is_json else {"caption": self.text}
+        """What stands in the journal: the caption, or the schema's fields.
+
+        Raises `UsageError` for a document that is valid but cannot be kept: numbers too large, nested too deeply.
+        """
+        if not self.is_json:
+            return {"caption": self.text}
+        try:
+            fields = json.loads(self.text, parse_float=_finite, parse_constant=_finite)
+            if _depth(fields) > _DEEPEST:
+                raise ValueError(f"nested more than {_DEEPEST} deep")
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"the document cannot be kept ({error}); bound its numbers and its depth") from error
+        return {"fields": fields}
 
 
 class Captioner(Protocol):
@@ -93,6 +107,18 @@ class EngineCaptioner:
             pass
         self._engine.reset()
         self._forget()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is too large a number")
+    return value
+
+
+def _depth(value: object) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 def _blank() -> Picture:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgevl.camera.backoff import Backoff
@@ -47,6 +47,12 @@ class Event:
 
     kind: str
     detail: str
+    happened: float = field(default_factory=time.monotonic)  # seconds of the monotonic clock
+
+    @property
+    def age(self) -> float:
+        """Seconds since it happened."""
+        return time.monotonic() - self.happened
 
 
 class Capture:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _PICTURES = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
+_STEP_SECONDS = 1.0  # of looking for the next frame of a video
 
 
 class Done:
@@ -97,7 +98,11 @@ class FileJob:
         gate = ChangeGate(self._settings.change)
         captioned, told = 0.0, float("-inf")
         looked = False
-        for position, frame in _samples(str(path), self._settings.every):
+        for sample in _samples(str(path), self._settings.every):
+            if sample is None:
+                yield
+                continue
+            position, frame = sample
             looked = True
             start = time.perf_counter()
             seen = signature(frame)
@@ -175,10 +180,14 @@ def _files_of(folder: Path, recursive: bool) -> Iterator[Path]:
                 yield Path(where) / name
 
 
-def _samples(path: str, every: float) -> Iterator[tuple[float, VideoFrame]]:
-    """A frame every so many seconds of the video's own time, with its place in seconds from the first frame."""
+def _samples(path: str, every: float) -> Iterator[tuple[float, VideoFrame] | None]:
+    """A frame every so many seconds of the video's own time, with its place in seconds from the first frame.
+
+    None about once a second on the way, so that nobody waits for a long video.
+    """
     first: float | None = None
     wanted = place = 0.0
+    given = time.monotonic()
     for frame in decode_file(path):
         if frame.time is not None:
             first = frame.time if first is None else first
@@ -186,3 +195,8 @@ def _samples(path: str, every: float) -> Iterator[tuple[float, VideoFrame]]:
         if place >= wanted:
             yield round(place, 3), frame
             wanted = (place // every + 1) * every
+        elif time.monotonic() - given >= _STEP_SECONDS:
+            yield None
+        else:
+            continue
+        given = time.monotonic()

@@ -1,6 +1,6 @@
 """Whether a scene has changed since it was captioned: brightness of 9 x 16 blocks against a threshold.
 
-Called by `edgevl.camera.appliance` and `edgevl.camera.video_file` before the model is run.
+Called by `edgevl.camera.appliance` and `edgevl.camera.files` before the model is run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgevl.camera.reader import converted
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -41,8 +43,8 @@ class ChangeGate:
 
 
 def signature(frame: VideoFrame) -> Signature:
-    """Mean brightness of the frame's blocks in percent, whatever its size."""
-    small = frame.reformat(width=_COLUMNS * _CELL, height=_ROWS * _CELL, format="gray", interpolation="AREA")
+    """Mean brightness of the frame's blocks in percent, whatever its size. Raises as `converted` does."""
+    small = converted(frame, width=_COLUMNS * _CELL, height=_ROWS * _CELL, format="gray", interpolation="AREA")
     blocks = small.to_ndarray().reshape(_ROWS, _CELL, _COLUMNS, _CELL)
     means: Signature = blocks.mean(axis=(1, 3), dtype=np.float32) * np.float32(100 / 255)
     return means

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgevl.errors import MissingExtraError, UsageError
 
 Status = dict[str, Any]
 
+_HEAD = b'{"state":'  # how every status file begins
 _COUNTS = ("captions", "unchanged", "events", "stalled_seconds")
 
 
@@ -36,10 +37,27 @@ def write_status(path: Path, status: Status) -> str | None:
     return None
 
 
-def check_status_file(path: Path) -> None:
-    """Raise `UsageError` when no status file can be written there."""
+def check_status_file(path: Path, taken: Sequence[Path] = ()) -> None:
+    """Raise `UsageError` when no status file can be written there, or something else would be lost.
+
+    `taken` are files that something else is written to.
+    """
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{path} cannot be written; name a file in a folder of yours for --status")
+    if path.resolve() in [other.resolve() for other in taken] or (path.exists() and not _ours(path)):
+        raise UsageError(f"{path} is something else already; name another file for --status")
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file is an earlier status, or what a power loss left of one: nothing, or zeros."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_HEAD))
+    except OSError:
+        return False
+    return head == _HEAD or not head.strip(b"\0")
 
 
 def serve_metrics(port: int, status: Callable[[], Status]) -> Callable[[], None]:

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevl.camera.source import Source, without_passwords
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 8192 * 8192  # of a frame; what a stream claims beyond that is not allocated
+_ABORTS = "yaf"  # formats on which FFmpeg ends the whole process
+_FIRST_PICTURE = 6  # times the patience; a camera that is joined midway may send a whole picture only every minute
 _BAD_PACKETS = 100  # in a row, before a source counts as lost
 _LONGEST_SAID = 4096  # bytes of a pipeline's words that are kept, the last ones
 _LONGEST_PIPE = 256  # reads that a full pipe takes, and some more
@@ -48,7 +51,8 @@ class SourceLostError(EdgevlError):
 def live_frames(source: Source, silence: float) -> Iterator[Iterator[VideoFrame]]:
     """Open a live source and give its frames as they come.
 
-    Raises `SourceLostError` when it cannot be opened, sends nothing for `silence` seconds, or ends.
+    Raises `SourceLostError` when it cannot be opened, sends nothing for `silence` seconds or only other things than
+    pictures, or ends.
     """
     av = load_av()
     with ExitStack() as stack:
@@ -69,7 +73,7 @@ def live_frames(source: Source, silence: float) -> Iterator[Iterator[VideoFrame]
             why = (pipeline and pipeline.complaint) or _reason(error, source)
             raise SourceLostError(f"{source.name} cannot be opened ({why})") from error
         stack.enter_context(container)
-        frames = _decode(container, source.name, source)
+        frames = _decode(container, source.name, source, silence)
         yield frames if pipeline is None else _with_complaint(frames, pipeline)
 
 
@@ -117,6 +121,8 @@ def frame_places(path: str) -> tuple[list[int], list[int], float]:
 @contextmanager
 def _open_file(path: str) -> Iterator[Any]:
     av = load_av()
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would keep everything waiting
+        raise UsageError(f"{path} is no plain file; give a picture, a video or a folder")
     try:
         container = av.open(path, options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)})
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -128,13 +134,22 @@ def _open_file(path: str) -> Iterator[Any]:
 
 
 def to_image(frame: VideoFrame) -> Image:
-    """The frame as an upright RGB picture. Raises `ImageError` for a frame that cannot be one."""
-    try:
-        image: Image = frame.to_image()  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ImageError(f"a frame cannot be made a picture ({_reason(error)}); look at another") from error
+    """The frame as an upright RGB picture. Raises as `converted` does."""
+    image: Image = converted(frame, format="rgb24").to_image()  # type: ignore[no-untyped-call]
     turn = getattr(frame, "rotation", 0) % 360
     return image.rotate(turn, expand=True) if turn else image
+
+
+def converted(frame: VideoFrame, **how: Any) -> VideoFrame:
+    """`frame.reformat`, the only way in which pixels are read; `ImageError` for a format that it cannot read."""
+    name = frame.format.name
+    try:
+        if name.startswith(_ABORTS):
+            raise ValueError("not supported")
+        return frame.reformat(**how)
+    except (OSError, ValueError) as error:
+        reason = _reason(error)
+        raise ImageError(f"a frame in the format {name} cannot be made a picture ({reason}); use another") from error
 
 
 def load_av() -> Any:
@@ -152,7 +167,6 @@ def check_readable(sources: list[Source]) -> None:
     for source in sources:
         if source.kind == "gstreamer":
             gst_launch(source)
-            split_pipeline(source)
 
 
 def gst_launch(source: Source) -> str:
@@ -166,24 +180,25 @@ def gst_launch(source: Source) -> str:
     return tool
 
 
-def split_pipeline(source: Source) -> list[str]:
-    """The words of a pipeline, quoted as in a shell."""
-    try:
-        return shlex.split(source.address)
-    except ValueError as error:
-        raise UsageError(f"{source.name} is no pipeline ({error}); write it as for gst-launch-1.0") from error
-
-
-def _decode(container: Any, name: str, source: Source | None = None) -> Iterator[VideoFrame]:
+def _decode(
+    container: Any, name: str, source: Source | None = None, silence: float | None = None
+) -> Iterator[VideoFrame]:
+    """The frames of the first video stream; with `silence`, they may not stay away for longer than that."""
     av = load_av()
     _check_video(container, name)
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads by frame would keep frames back
     bad = 0
-    packets = container.demux(stream)
+    # sound beside a picture that froze is seen only where its packets come through too
+    packets = container.demux(stream) if silence is None else container.demux()
+    last, patience = time.monotonic(), _FIRST_PICTURE * (silence or 0.0)
     while True:
+        if silence is not None and time.monotonic() - last > patience:
+            raise SourceLostError(f"{name} sent no picture for {patience:g} s, only other things")
         try:
             packet = next(packets)
+            if packet.stream is not stream:
+                continue
             frames = packet.decode()
             bad = 0
         except StopIteration:
@@ -197,6 +212,7 @@ def _decode(container: Any, name: str, source: Source | None = None) -> Iterator
             raise SourceLostError(f"{name} sends nothing more ({_reason(error, source)})") from error
         for frame in frames:
             if not frame.is_corrupt:
+                last, patience = time.monotonic(), silence or 0.0
                 yield frame
     raise SourceLostError(f"{name} ended")
 
@@ -226,7 +242,7 @@ def _pipeline(source: Source, silence: float) -> Iterator[_Pipeline]:
     try:
         sink = shlex.split(f"! videoconvert ! videoscale ! {_WHOLE} ! y4menc ! fdsink fd={end}")
         process = subprocess.Popen(
-            [tool, "-q", *split_pipeline(source), *sink],
+            [tool, "-q", *shlex.split(source.address), *sink],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

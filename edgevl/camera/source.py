@@ -5,7 +5,9 @@ Knows the forms and nothing of how they are read. Called by `edgevl caption`.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,8 +17,11 @@ from edgevl.errors import UsageError
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".y4m"))
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp", "srt")
 _NAMED = re.compile(r"([A-Za-z][\w.-]{0,63})=(.+)", re.DOTALL)
-_USER = re.compile(r"(?<=//)[^/\s\"']*@")  # of a URL, with its password
-_SECRET = re.compile(r"\b((?:\w*(?:pass|pwd|secret|token)\w*|(?:\w+-)?pw)=)[^&;\s\"']+", re.IGNORECASE)
+# where a password ends cannot be known, as it may hold any character: rather too much is left out than too little
+_USER = re.compile(r"(?<=//).*@", re.DOTALL)  # of a URL, with its password
+_HIDDEN = r"(?:\w*(?:pass|pwd|secret|token|auth)\w*|\w*key|pw)="
+_IN_QUERY = re.compile(rf"\b({_HIDDEN})[^&]+", re.IGNORECASE)
+_PROPERTY = re.compile(rf"\A((?:\w+-)*{_HIDDEN}).+", re.IGNORECASE | re.DOTALL)
 _CSI = "nvarguscamerasrc sensor-id={} ! nvvidconv ! video/x-raw,format=I420"
 
 
@@ -34,7 +39,8 @@ def parse_live(text: str) -> Source | None:
 
     `/dev/videoN` is a V4L2 camera, `gst:PIPELINE` ends in raw video, `csi:N` is a Jetson's CSI camera, and a URL is a
     stream. `NAME=` before any of them is what the journal calls it; passwords of URLs never stand in the journal.
-    Raises `UsageError` for a form that cannot be used.
+    `env:VARIABLE` is any of them, read from the environment, since other users see command lines. Raises `UsageError`
+    for a form that cannot be used.
     """
     named = _NAMED.fullmatch(text)
     if named:
@@ -47,7 +53,13 @@ def parse_live(text: str) -> Source | None:
     if colon and scheme == "gst":
         if not rest.strip():
             raise UsageError("gst: needs a pipeline after it, such as 'gst:v4l2src ! videoconvert'")
-        return Source(without_passwords(text), "gstreamer", rest.strip())
+        return Source(f"gst:{_pipeline_name(rest)}", "gstreamer", rest.strip())
+    if colon and scheme == "env":
+        value = os.environ.get(rest, "")
+        inner = None if re.match("[^:]*env:", value) else parse_live(value)
+        if inner is None:
+            raise UsageError(f"{text} names no camera; set the variable {rest} to one, such as rtsp://HOST/PATH")
+        return inner
     if colon and scheme == "csi":
         if not rest.isdecimal():
             raise UsageError(f"{text} names no camera; give the sensor's number, such as csi:0")
@@ -66,15 +78,25 @@ def _stream(text: str) -> Source:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"{without_passwords(text)} is no address ({error}); write SCHEME://HOST:PORT/PATH") from error
+        way = "write SCHEME://HOST:PORT/PATH, and the / ? # of a password as %2F %3F %23"
+        raise UsageError(f"{without_passwords(text)} is no address; {way}") from error
     if not host and scheme not in ("udp", "rtp"):
         raise UsageError(f"{without_passwords(text)} names no host; write {scheme}://HOST:PORT/PATH")
     return Source(without_passwords(text), "stream", text)
 
 
 def without_passwords(text: str) -> str:
-    """Addresses and pipelines without user and password, as they may stand in the journal."""
-    return _SECRET.sub(r"\1***", _USER.sub("", text))
+    """An address, or a sentence with one, without user and password, as it may stand in the journal."""
+    return _IN_QUERY.sub(r"\1***", _USER.sub("", text))
+
+
+def _pipeline_name(text: str) -> str:
+    """The words of a pipeline without quotes and passwords."""
+    try:
+        words = shlex.split(re.sub(r"\s*=\s*", "=", text))
+    except ValueError as error:
+        raise UsageError(f"what follows gst: is no pipeline ({error}); write it as for gst-launch-1.0") from error
+    return " ".join(without_passwords(_PROPERTY.sub(r"\1***", word)) for word in words)
 
 
 def check_names(sources: list[Source]) -> None:

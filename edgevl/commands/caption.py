@@ -79,9 +79,9 @@ def command(
 ) -> None:
     """Caption every SOURCE with BUNDLE: files, folders (in the order of names), cameras and streams.
 
-    Cameras are /dev/videoN, csi:N, 'gst:PIPELINE', and rtsp://, http://, udp:// or tcp:// addresses; NAME= before one
-    is what the output calls it. They are captioned until SIGTERM, the newest frame of each every --every, and only if
-    the scene changed.
+    Cameras are /dev/videoN, csi:N, 'gst:PIPELINE', and rtsp://, http://, udp:// or tcp:// addresses, or env:VARIABLE
+    that holds one, out of other users' sight; NAME= before one is what the output calls it. They are captioned until
+    SIGTERM, the newest frame of each every --every, and only if the scene changed.
 
     Each line of the output has time, sequence, source, caption, frame (sha256, width, height), model (the bundle's
     digest), prompt, tokens, and seconds in total and for vision, prefill and decode. With --schema, it has the
@@ -114,7 +114,7 @@ def command(
     elif jpeg or status is not None or metrics is not None:
         raise UsageError("--jpeg, --status and --metrics are for cameras and streams; leave them out for files")
     if status is not None:
-        check_status_file(status)
+        check_status_file(status, [] if output is None else [output, _ledger(output)])
     settings = Settings(every, change, heartbeat, stale, jpeg, max_celsius, status)
     paths = list(find_files(tuple(Path(s) for s in sources if parse_live(s) is None), recursive))
     retention = _retention(_LIVE if live else Retention(), rotate_size, rotate_age, keep, floor)
@@ -124,7 +124,7 @@ def command(
         if output is not None:
             journal = stack.enter_context(Journal(output, retention, done.see if paths else None))
             if paths:
-                ledger = Ledger(output.with_name(f"{output.name}.done"), fresh=journal.following == 1)
+                ledger = Ledger(_ledger(output), fresh=journal.following == 1)
                 stack.callback(ledger.close)
                 done.keep(ledger)
         stop = stack.enter_context(_sigterm())
@@ -269,6 +269,10 @@ def _retention(
         base.keep_bytes if keep is None else keep,
         base.floor_bytes if floor is None else floor,
     )
+
+
+def _ledger(output: Path) -> Path:
+    return output.with_name(f"{output.name}.done")
 
 
 def _name(output: Path | None) -> str:
