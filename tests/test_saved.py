@@ -108,7 +108,7 @@ def begun(width: int, height: int) -> str:
     """A picture of which there is no more than its size."""
     out = io.BytesIO()
     Image.new("RGB", (width, height)).save(out, "PNG")
-    return base64.b64encode(out.getvalue()[:40]).decode()
+    return base64.b64encode(out.getvalue()[:50]).decode()
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     [
         ({"anyOf": [{"type": "string", "maxLength": 5}, {"type": "string", "minLength": 300}]}, '"' + "a" * 300),
         ({"type": "string", "pattern": "^([^x]*|[^x]*x.{600})$"}, '"aax' + "a" * 300),
-        (either({"enum": ["a"]}, {"type": "string"}), '{"k": "bbb'),
+        (either({"enum": [""]}, {"type": "string"}), '{"k": "bbb'),
         (either({"type": "string", "maxLength": 9}, {"type": "string"}), '{"k": "' + "a" * 300),
     ],
 )
