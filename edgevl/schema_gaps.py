@@ -61,7 +61,9 @@ def _completed(schema: Any, document: Any, beside: frozenset[str]) -> Any:
     named = whole.get("properties", {})
     if isinstance(named, dict) and (named or whole.get("patternProperties")):
         other = whole.get("additionalProperties", True)
-        added = () if "patternProperties" in whole else sorted((beside | _names(schema, document)) - named.keys())
+        # keys that only others name: with patterns beside a rule for the rest it is not known which of the two holds
+        unknown = "patternProperties" in schema and "additionalProperties" in schema
+        added = () if unknown else sorted((beside | _names(schema, document)) - named.keys())
         whole["properties"] = {**named, **dict.fromkeys(added, other)}
         whole["additionalProperties"] = False
     return whole
