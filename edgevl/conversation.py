@@ -101,8 +101,7 @@ class Conversation:
         turns = messages[1:] if first is not None else messages
         if [m.role for m in turns] != ["user", "assistant"] * (len(turns) // 2):
             raise PromptError("the saved messages are no questions with their answers; save the conversation again")
-        if turns:
-            self._engine.budget.tokens(messages[:-1])  # refuses what this model cannot be shown
+        self._engine.budget.tokens((*messages, Message("user", ("?",))))  # refuses what no question could follow
         self.reset()
         self.settings = replace(self.settings, system=None if first is None else first.text)
         self._turns = list(zip(turns[::2], turns[1::2], strict=True))

@@ -98,7 +98,9 @@ class Dialogue:
         elif word == "/save":
             self._save(_path(rest))
         elif word == "/load":
-            self._conversation.restore(load(_path(rest), self._engine.bundle.digest))
+            engine = self._engine
+            messages = load(_path(rest), engine.bundle.digest, engine.config.vision, engine.budget.context)
+            self._conversation.restore(messages)
             note(f"turns that were loaded: {self._conversation.turns}; this conversation takes the place of the other")
         elif word == "/stats":
             self._stats()

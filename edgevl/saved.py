@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgevl.config import TilingConfig, from_json
+from edgevl.config import TilingConfig, VisionConfig, from_json
 from edgevl.errors import ImageError, UsageError
 from edgevl.files import atomic_file
 from edgevl.image import Picture, load_image
@@ -26,8 +26,6 @@ from edgevl.view import PictureView, Video, VideoView, make_video
 
 FORMAT = 1
 _HEAD = b'{"edgevl_conversation": '  # how every such file begins
-_FRAMES = 2048  # of a video; each takes tokens of the context
-_SIDE = 1024  # pixels; frames are kept as tiles
 _LIMIT = 1 << 30  # bytes; four pictures of 100 megapixels and a video are less
 
 
@@ -104,20 +102,28 @@ def save(path: Path, model: str, messages: Sequence[Message]) -> None:
         file.write(json.dumps(asdict(saved), ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
-def load(path: Path, model: str) -> tuple[Message, ...]:
+def load(path: Path, model: str, vision: VisionConfig | None, context: int) -> tuple[Message, ...]:
     """The messages of a saved conversation, settled. Under another model than `model`, answers come back as text alone.
 
-    Raises `UsageError` in one sentence for anything that `save` did not write.
+    Raises `UsageError` in one sentence for anything that `save` did not write, and before it decodes them for frames
+    that are no tiles of `vision` or more than `context` holds.
     """
     saved = from_json(Saved, _document(path), path.name)
     if saved.edgevl_conversation != FORMAT:
         raise UsageError(f"{path} has the format {saved.edgevl_conversation}; this version reads {FORMAT}")
     if len(saved.pictures) > MAX_IMAGES or len(saved.videos) > MAX_VIDEOS:
         raise UsageError(f"{path} holds more pictures or videos than a conversation can; save the conversation again")
-    if any(len(video.frames) > _FRAMES for video in saved.videos):
-        raise UsageError(f"{path} holds a video of more than {_FRAMES} frames; save the conversation again")
+    for video in saved.videos:
+        if vision is None:
+            raise UsageError(f"{path} holds a video, and this bundle a language model without eyes; use another bundle")
+        most = (context - 1) // vision.tile_tokens
+        if len(video.frames) > most:
+            raise UsageError(
+                f"{path} holds a video of {len(video.frames)} frames, this bundle's context {most} at most; "
+                "use the bundle it was saved with"
+            )
     pictures = [_picture(text, path) for text in saved.pictures]
-    videos = [_video(video, path) for video in saved.videos]
+    videos = [] if vision is None else [_video(video, path, vision.tile_size) for video in saved.videos]
 
     def part(item: SavedPart) -> Part:
         if item.text is not None:
@@ -166,23 +172,23 @@ def _png(image: Image.Image) -> str:
 
 
 def _picture(text: str, path: Path, side: int | None = None) -> Picture:
-    """Decoded; with `side`, only when neither side is longer."""
+    """Decoded; with `side`, only when both sides are as long."""
     try:
         data = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(data)) as header:
-            if side is not None and max(header.size) > side:
-                raise ImageError("too large for a frame")
+            if side is not None and header.size != (side, side):
+                raise UsageError(
+                    f"{path} has a frame of {header.size[0]}x{header.size[1]} pixels, this model's tiles are "
+                    f"{side}x{side}; show the video again"
+                )
         return load_image(data)
     except (binascii.Error, ValueError, OSError, ImageError) as error:
         raise UsageError(f"{path} is damaged: a picture in it cannot be read; save the conversation again") from error
 
 
-def _video(saved: SavedVideo, path: Path) -> Video:
-    frames = []
-    for text in saved.frames:
-        frames.append(np.asarray(_picture(text, path, _SIDE).pixels))
-        if frames[0].shape != frames[-1].shape:
-            break
-    if not frames or any(frame.shape != frames[0].shape for frame in frames):
-        raise UsageError(f"{path} is damaged: a video in it has no frames of one size; save the conversation again")
+def _video(saved: SavedVideo, path: Path, side: int) -> Video:
+    """Frames of `side` pixels a side."""
+    frames = [np.asarray(_picture(text, path, side).pixels) for text in saved.frames]
+    if not frames:
+        raise UsageError(f"{path} is damaged: a video in it has no frames; save the conversation again")
     return make_video(np.stack(frames), saved.name, saved.seconds, ())

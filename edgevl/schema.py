@@ -32,8 +32,6 @@ _BETWEEN = '}]",: 0[{tfn-'  # what to try first on the way to the end, outside t
 _WITHIN = '"}],: 0[{tfnelu-'  # and within texts; then signs, then letters and digits
 _CIRCLE = 40  # times in a row that there is the same choice, before a way is given up
 _PATIENCE = (1, 3, 10, 40)  # times that one character is taken at the same choice, before others get their turn
-_STRUCTURE = frozenset(b'{}[],:"')  # a token with one of these is no mere piece of a text
-_SLACK = 64  # tokens; this and twice the longest way to the end is further than a piece of a text can lead away
 
 
 class Schema:
@@ -62,7 +60,6 @@ class Schema:
             raise _refusal(matcher.get_error())
         self.digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         texts = {i: self._tokenizer.decode_bytes([i]) for i in range(self._size) if i not in self._stop}
-        self._structure = frozenset(i for i, text in texts.items() if not _STRUCTURE.isdisjoint(text))
         self._quotes = frozenset(i for i, text in texts.items() if b'"' in text)
         single = {text: i for i, text in reversed(texts.items()) if len(text) == 1}
         rest = sorted(single, key=lambda c: (c == b"\\", c.isalnum(), c))  # behind a backslash a quote ends no text
@@ -98,14 +95,15 @@ class Schema:
                 return found
         return None
 
+    def ends(self, matcher: LLMatcher, way: list[int]) -> bool:
+        """Whether the tokens end the document. The matcher stays as it is."""
+        after = matcher.deep_copy()
+        return bool(after.try_consume_tokens(way) == len(way) and after.is_accepting())
+
     @property
     def stop(self) -> int:
         """A token that ends an answer."""
         return self._stop[0]
-
-    def is_structure(self, token: int) -> bool:
-        """Whether the token may be more than a piece of a text."""
-        return token in self._structure
 
     def is_stop(self, token: int) -> bool:
         """Whether the token ends an answer."""
@@ -176,34 +174,23 @@ class SchemaChooser:
     def __init__(self, schema: Schema, matcher: LLMatcher, sampler: Sampler, room: int, way: list[int]) -> None:
         self._schema, self._matcher, self._sampler = schema, matcher, sampler
         self._room = room  # tokens that may still be chosen, the stop token included
-        self._way: list[int] | None = way  # to the end from here, where it is known
-        self._longest = len(way)
+        self._way = way  # to the end from here; with the stop token no longer than the room
 
     def pick(self, logits: NDArray[np.float32]) -> int:
-        """The sampler's choice among the tokens that may follow, if it leaves a way to the end.
-
-        Far from the limit that is not asked within a text: no piece of it leads far away. A key may ask for any length.
-        """
+        """The sampler's choice among the tokens that may follow, if it leaves a way to the end."""
         schema = self._schema
-        allowed = schema.allowed(self._matcher)
-        token = self._sampler.pick(np.where(allowed, logits, np.float32(-np.inf)))
-        text = 2 * np.count_nonzero(allowed) > allowed.size and not schema.is_structure(token)  # no key, no number
+        token = self._sampler.pick(np.where(schema.allowed(self._matcher), logits, np.float32(-np.inf)))
         self._room -= 1
         if schema.is_stop(token):
             return token
-        if text and self._room > 2 * self._longest + _SLACK:
-            self._way = None
-            schema.consume(self._matcher, token)
-            return token
-        way = self._way if self._way is not None else schema.way_out(self._matcher, self._room)
-        after, rest = self._step(token, way)
-        if rest is None and way is not None:
-            if not way:
+        after, way = self._step(token)
+        if way is None:
+            if not self._way:
                 return schema.stop
-            token = way[0]
-            after, rest = self._step(token, way)
-        self._matcher, self._way = after, rest
-        self._longest = max(self._longest, len(rest or ()))
+            token = self._way[0]
+            after, way = self._step(token)
+            assert way is not None
+        self._matcher, self._way = after, way
         return token
 
     def expected(self) -> list[int]:
@@ -217,12 +204,17 @@ class SchemaChooser:
     def took(self) -> None:
         """Never called."""
 
-    def _step(self, token: int, way: list[int] | None) -> tuple[LLMatcher, list[int] | None]:
-        """The matcher behind `token`, and from there a way to the end that leaves a place for the stop token."""
+    def _step(self, token: int) -> tuple[LLMatcher, list[int] | None]:
+        """The matcher behind `token`, and from there a way to the end that leaves a place for the stop token.
+
+        Behind a piece of a text it is mostly the same as before.
+        """
         after = self._matcher.deep_copy()
         self._schema.consume(after, token)
-        if way and token == way[0]:
-            return after, way[1:]
+        if self._way and token == self._way[0]:
+            return after, self._way[1:]
+        if len(self._way) < self._room and self._schema.ends(after, self._way):
+            return after, self._way
         return after, self._schema.way_out(after, self._room - 1)
 
 

@@ -1,5 +1,6 @@
-"""What llguidance leaves open of a JSON schema, closed before it sees it: formats held to by half, bounds not held to.
+"""What llguidance leaves open of a JSON schema, closed before it sees it: half of a format, some bounds, doubled keys.
 
+A key can be written in many ways ("a" is "\\u0061") and the last of two counts: beside named keys there are no others.
 Knows schemas as Python objects, and no tokens. Called by `edgevl.schema`.
 """
 
@@ -19,25 +20,87 @@ _FORMATS: dict[str, dict[str, Any]] = {  # what a format asks beyond what llguid
 }
 _NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")  # hold schemas by name
 _DATA = ("const", "enum", "default", "examples")  # hold no schemas
+_SAME = ("allOf", "anyOf", "oneOf")  # hold schemas of the same value
 
 
-def completed(schema: Any) -> Any:
-    """The schema, with what `_FORMATS` adds wherever a format is asked for; `ValueError` for bounds not held to."""
+def completed(document: Any) -> Any:
+    """The schema, narrower: with what `_FORMATS` adds, and without keys beside those that are named.
+
+    Raises `ValueError` for what is not held to and cannot be added.
+    """
+    return _completed(document, document, frozenset())
+
+
+def _completed(schema: Any, document: Any, beside: frozenset[str]) -> Any:
+    """`beside`: keys that other schemas of the same value name."""
     if isinstance(schema, list):
-        return [completed(item) for item in schema]
+        return [_completed(item, document, frozenset()) for item in schema]
     if not isinstance(schema, dict):
         return schema
     _check_bounds(schema)
+    _check_count(schema)
     whole = dict(schema)
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, dict):
-            whole[key] = {name: completed(item) for name, item in value.items()}
+            whole[key] = {name: _completed(item, document, frozenset()) for name, item in value.items()}
+        elif key in _SAME and isinstance(value, list):
+            whole[key] = [
+                _completed(item, document, beside | _names({**schema, key: _others(key, value, i)}, document))
+                for i, item in enumerate(value)
+            ]
         elif key not in _DATA:
-            whole[key] = completed(value)
-    more = _FORMATS.get(str(whole.get("format")))
-    if more is not None and isinstance(others := whole.get("allOf", []), list):
-        whole["allOf"] = [*others, more]
+            whole[key] = _completed(value, document, frozenset())
+    more = [_FORMATS[name] for name in [str(whole.get("format"))] if name in _FORMATS]
+    target = _target(schema, document)
+    names = beside | _names({**schema, "$ref": None}, document)
+    if names and target is not None:  # written out, as other keys are named here than elsewhere
+        del whole["$ref"]
+        more.append(_completed(target, document, names))
+    if more and isinstance(others := whole.get("allOf", []), list):
+        whole["allOf"] = [*others, *more]
+    named = whole.get("properties", {})
+    if isinstance(named, dict) and (named or whole.get("patternProperties")):
+        other = whole.get("additionalProperties", True)
+        # keys that only others name: with patterns beside a rule for the rest it is not known which of the two holds
+        unknown = "patternProperties" in schema and "additionalProperties" in schema
+        added = () if unknown else sorted((beside | _names(schema, document)) - named.keys())
+        whole["properties"] = {**named, **dict.fromkeys(added, other)}
+        whole["additionalProperties"] = False
     return whole
+
+
+def _names(schema: Any, document: Any) -> frozenset[str]:
+    """The keys that a schema names, itself or in others of the same value."""
+    if not isinstance(schema, dict):
+        return frozenset()
+    named = schema.get("properties")
+    asked = schema.get("required")
+    parts = [part for key in _SAME if isinstance(schema.get(key), list) for part in schema[key]]
+    parts.append(_target(schema, document))
+    own = [*(named if isinstance(named, dict) else ()), *(asked if isinstance(asked, list) else ())]
+    return frozenset(own).union(*(_names(part, document) for part in parts))
+
+
+def _others(key: str, schemas: list[Any], place: int) -> list[Any]:
+    """Those of the schemas under `key` that hold beside the one at `place`."""
+    return [*schemas[:place], *schemas[place + 1 :]] if key == "allOf" else []
+
+
+def _target(schema: dict[str, Any], document: Any) -> Any:
+    """What `$ref` points at within the document, or None."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return None
+    for step in reference[2:].split("/"):
+        document = document.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(document, dict) else None
+    return document
+
+
+def _check_count(schema: dict[str, Any]) -> None:
+    """A key that comes twice is counted twice, and free keys may."""
+    least = schema.get("minProperties")
+    if isinstance(least, int | float) and least > 1 and ("patternProperties" in schema or not schema.get("properties")):
+        raise ValueError(f"minProperties {least} where not all keys are named")
 
 
 def _check_bounds(schema: dict[str, Any]) -> None:

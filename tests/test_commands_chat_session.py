@@ -145,6 +145,27 @@ def test_a_saved_picture_is_not_shown_to_a_model_without_eyes(root: Path, tmp_pa
     assert "turns: 1" in result.stderr  # the conversation that was there is still there
 
 
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({"text": "x", "token_ids": [10**9]}, "token ids that this model does not know"),
+        ({"picture": 0, "tiling": {"max_tiles": 1, "thumbnail": True, "rule": "native"}}, "only the user shows"),
+    ],
+)
+def test_an_answer_that_no_question_can_follow_is_not_loaded(
+    root: Path, tmp_path: Path, last: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "talk.json"
+    assert chat(root / "b", lines=(f"/image {root / 'picture.png'}", "One?", f"/save {path}")).exit_code == 0
+    saved = json.loads(path.read_bytes())
+    saved["messages"][-1]["parts"] = [last]
+    path.write_text(json.dumps(saved))
+    result = chat(root / "b", lines=("Two?", f"/load {path}", "Three?", "/stats"))
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "turns: 2" in result.stderr  # the conversation that was there goes on
+
+
 def test_a_first_token_that_is_wanted_soon_takes_one_tile(root: Path) -> None:
     asked = ("-i", root / "picture.png", "-p", "What?", "--json")
     soon, late = (json.loads(chat(root / "b", "--first-token", t, *asked).stdout) for t in ("0.001ms", "1h"))

@@ -300,4 +300,6 @@ def test_whatever_happens_in_a_session_the_answers_are_those_of_a_fresh_one(
             save(tmp_path / "talk", engine.bundle.digest, conversation.messages)
             engine = Engine.open(bundles["vl"], 1)
             conversation = Conversation(engine, settings, lambda text: None)
-            conversation.restore(load(tmp_path / "talk", engine.bundle.digest))
+            conversation.restore(
+                load(tmp_path / "talk", engine.bundle.digest, engine.config.vision, engine.budget.context)
+            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgevl.config import TilingConfig
+from edgevl.config import TilingConfig, VisionConfig
 from edgevl.errors import UsageError
 from edgevl.image import load_image
 from edgevl.prompt import Message, Said
@@ -21,6 +23,12 @@ from edgevl.saved import load, save
 from edgevl.view import PictureView, VideoView, make_video
 
 MODEL = "a" * 64
+VISION = VisionConfig(32, 64, 2, 2, 16, 64, 3, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))  # 4 tokens a tile of 64 pixels
+
+
+def read(path: Path, vision: VisionConfig | None = VISION) -> tuple[Message, ...]:
+    """With a context for three frames."""
+    return load(path, MODEL, vision, 13)
 
 
 def conversation() -> tuple[Message, ...]:
@@ -39,19 +47,19 @@ def conversation() -> tuple[Message, ...]:
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
     save(tmp_path / "talk", MODEL, conversation())
-    found = load(tmp_path / "talk", MODEL)
+    found = read(tmp_path / "talk")
     assert found == conversation()
-    for read, written in zip(found[1].shown, conversation()[1].shown, strict=True):
-        assert type(read) is type(written)
-        assert read.key == written.key  # type: ignore[union-attr]
+    for found_part, written in zip(found[1].shown, conversation()[1].shown, strict=True):
+        assert type(found_part) is type(written)
+        assert found_part.key == written.key  # type: ignore[union-attr]
     save(tmp_path / "talk", MODEL, found[:3])  # in the place of the other
-    assert load(tmp_path / "talk", MODEL) == conversation()[:3]
+    assert read(tmp_path / "talk") == conversation()[:3]
     assert [p.name for p in tmp_path.iterdir()] == ["talk"]
 
 
 def test_another_model_gets_answers_as_text(tmp_path: Path) -> None:
     save(tmp_path / "talk", MODEL, conversation())
-    assert load(tmp_path / "talk", "b" * 64)[2].parts == ("Ein Bär \ufffd",)
+    assert load(tmp_path / "talk", "b" * 64, VISION, 13)[2].parts == ("Ein Bär \ufffd",)
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -93,16 +101,45 @@ def test_damage_is_named_in_one_sentence(tmp_path: Path, change: Any, word: str)
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match=word):
-        load(path, MODEL)
+        read(path)
+
+
+def begun(width: int, height: int) -> str:
+    """A picture of which there is no more than its size."""
+    out = io.BytesIO()
+    Image.new("RGB", (width, height)).save(out, "PNG")
+    return base64.b64encode(out.getvalue()[:50]).decode()
+
+
+@pytest.mark.parametrize(
+    ("frames", "vision", "words"),
+    [
+        (["x"] * 4, VISION, "a video of 4 frames, this bundle's context 3 at most"),
+        ([begun(1024, 1024)], VISION, "1024x1024 pixels, this model's tiles are 64x64"),
+        ([begun(64, 32)], VISION, "64x32 pixels"),
+        ([begun(64, 64)], VISION, "a picture in it cannot be read"),
+        (["x"], None, "without eyes"),
+    ],
+)
+def test_frames_that_can_never_be_shown_are_not_decoded(
+    tmp_path: Path, frames: list[str], vision: VisionConfig | None, words: str
+) -> None:
+    path = tmp_path / "talk"
+    save(path, MODEL, conversation())
+    document = json.loads(path.read_bytes())
+    document["videos"][0]["frames"] = frames
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=words):
+        read(path, vision)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"edgevl_conversation": ', b'{"edgevl_conversation": \xff', b"[1]"])
 def test_what_is_no_conversation_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "talk").write_bytes(content)
     with pytest.raises(UsageError, match="talk"):
-        load(tmp_path / "talk", MODEL)
+        read(tmp_path / "talk")
     with pytest.raises(UsageError, match="is not a file"):
-        load(tmp_path, MODEL)
+        read(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)
@@ -114,4 +151,4 @@ def test_no_damage_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory,
     data[min(cut, len(data) - 1)] ^= flip
     path.write_bytes(data)
     with contextlib.suppress(UsageError):
-        load(path, MODEL)
+        read(path)

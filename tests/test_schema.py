@@ -226,6 +226,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}], "x-guidance": {"coerce_one_of": True}}, "oneOf"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"type": "object", "minProperties": 2}, "minProperties 2"),
+        ({"type": "object", "minProperties": 2, "patternProperties": {"^x": {}}}, "minProperties 2"),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusiveMinimum 0"),
         ({"items": {"exclusiveMaximum": -1.0, "exclusiveMinimum": -1.5}}, "exclusiveMaximum -1"),
         ({"exclusiveMinimum": 10**400, "maximum": 0.5}, ""),
@@ -252,8 +254,13 @@ def test_a_document_without_an_end_is_refused(engine: Engine, endless: dict[str,
 
 def takes(schema: Schema, value: object) -> bool:
     """Whether the value, as it is written in answers, may be said from beginning to end."""
+    return says(schema, json.dumps(value))
+
+
+def says(schema: Schema, text: str) -> bool:
+    """Whether the document may be said from beginning to end."""
     matcher = schema._matcher()
-    tokens = schema._tokenizer.tokenize_str(json.dumps(value))
+    tokens = schema._tokenizer.tokenize_str(text)
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
@@ -319,6 +326,74 @@ def test_no_key_is_begun_that_asks_for_more_than_is_left(engine: Engine) -> None
             tokens.append(chooser.pick(logits))
         assert len(tokens) <= room
         assert engine.tokenizer.decode(tokens[:-1]).endswith(end)
+
+
+WHOLE: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+TEXT: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "string"}}, "required": ["b"]}
+BASE = {"$defs": {"base": WHOLE}}
+
+
+@pytest.mark.parametrize(
+    ("document", "bad", "good"),
+    [
+        (WHOLE, r'{"a": 1, "\u0061": "x"}', '{"a": 1}'),
+        (WHOLE, '{"a": 1, "b": 2}', '{"a": 1}'),
+        ({**WHOLE, "additionalProperties": {"type": "string"}}, r'{"a": 1, "\u0061": "x"}', '{"a": 1}'),
+        ({"patternProperties": {"^x": {"type": "integer"}}}, r'{"\u0078y": "s"}', '{"xy": 1}'),
+        ({"allOf": [WHOLE, TEXT]}, r'{"a": 1, "b": "s", "\u0061": "x"}', '{"a": 1, "b": "s"}'),
+        ({"allOf": [{"$ref": "#/$defs/base"}, TEXT], **BASE}, '{"a": "x", "b": "s"}', '{"a": 1, "b": "s"}'),
+        ({"$ref": "#/$defs/base", **TEXT, **BASE}, r'{"b": "s", "a": 1, "\u0062": 2}', '{"b": "s", "a": 1}'),
+        ({**WHOLE, "anyOf": [{"required": ["b"]}, TEXT]}, r'{"a": 1, "b": 2, "\u0061": "x"}', '{"a": 1, "b": 2}'),
+        ({"anyOf": [WHOLE, TEXT]}, '{"a": 1, "b": 2}', '{"b": "s"}'),
+        ({"properties": {"a": {"type": "integer"}}, "required": ["b"]}, '{"a": 1}', '{"a": 1, "b": [{"c": 2}]}'),
+        ({"additionalProperties": {"type": "integer"}}, '{"b": "x"}', '{"b": 1, "c": 2}'),
+    ],
+)
+def test_no_key_beside_the_named_ones(engine: Engine, document: dict[str, Any], bad: str, good: str) -> None:
+    """A key may be written in many ways, and the last of two counts."""
+    schema = make(engine, document)
+    check(document, good)
+    assert says(schema, good) and not says(schema, bad)
+
+
+@pytest.mark.parametrize("key", ["allOf", "anyOf"])
+def test_a_schema_within_itself_is_not_written_out(engine: Engine, key: str) -> None:
+    node = {"type": "object", "properties": {"n": {"type": "integer"}, "next": {key: [{"$ref": "#/$defs/node"}]}}}
+    schema = make(engine, {"$ref": "#/$defs/node", "$defs": {"node": node}})
+    assert takes(schema, {"n": 1, "next": {"next": {"n": 2}}})
+    assert not takes(schema, {"n": 1, "next": {"n": "x"}})
+
+
+def either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Objects of one text, the second with a text more."""
+    one = {"type": "object", "properties": {"k": first}, "required": ["k"]}
+    two = {"type": "object", "properties": {"k": second, "m": {"const": "y" * 300}}, "required": ["k", "m"]}
+    return {"anyOf": [one, two]}
+
+
+@pytest.mark.parametrize(
+    ("document", "wanted"),
+    [
+        ({"anyOf": [{"type": "string", "maxLength": 5}, {"type": "string", "minLength": 300}]}, '"' + "a" * 300),
+        ({"type": "string", "pattern": "^([^x]*|[^x]*x.{600})$"}, '"aax' + "a" * 300),
+        (either({"enum": [""]}, {"type": "string"}), '{"k": "bbb'),
+        (either({"type": "string", "maxLength": 9}, {"type": "string"}), '{"k": "' + "a" * 300),
+    ],
+)
+def test_a_text_does_not_lead_to_where_no_end_is(engine: Engine, document: dict[str, Any], wanted: str) -> None:
+    """Far from the limit too, where a short way to the end is given up for a long one by a piece of a text."""
+    schema = make(engine, document)
+    script = schema._tokenizer.tokenize_str(wanted)
+    for room in (100, 200, 256):
+        chooser, tokens = schema.chooser(Sampler(Sampling()), room), list[int]()
+        for place in range(room):
+            logits = np.zeros(engine.config.tokens.size, np.float32)
+            logits[script[min(place, len(script) - 1)]] = 1
+            tokens.append(chooser.pick(logits))
+            if schema.is_stop(tokens[-1]):
+                break
+        assert schema.is_stop(tokens[-1])
+        check(document, engine.tokenizer.decode(tokens[:-1]))
 
 
 def test_what_only_looks_like_a_format_is_left_alone(engine: Engine) -> None:

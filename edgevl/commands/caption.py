@@ -31,7 +31,11 @@ _LIVE = Retention(segment_bytes=16_000_000, segment_seconds=86400.0, keep_bytes=
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON lines; added to. Default: to stdout.")
 @click.option("--prompt", default=_PROMPT, show_default=True, help="What is asked of each picture.")
-@click.option("--schema", type=click.Path(path_type=Path), help="Hold captions to the JSON schema in this file.")
+@click.option(
+    "--schema",
+    type=click.Path(path_type=Path),
+    help="Hold captions to the JSON schema in this file; objects get the properties it names and no others.",
+)
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest caption.")
 @click.option("--max-tiles", type=int, help="Most tiles of a picture; default: the model's own.")
 @click.option("-r", "--recursive", is_flag=True, help="Folders within folders too.")

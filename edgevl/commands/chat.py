@@ -31,7 +31,11 @@ _STDIN_LIMIT = 4 << 20  # bytes of a prompt that is read from stdin; no context 
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from this share of probability.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @click.option("--max-tokens", type=int, default=1024, show_default=True, help="Longest answer.")
-@click.option("--schema", type=click.Path(path_type=Path), help="Hold answers to the JSON schema in this file.")
+@click.option(
+    "--schema",
+    type=click.Path(path_type=Path),
+    help="Hold answers to the JSON schema in this file; objects get the properties it names and no others.",
+)
 @click.option("--max-tiles", type=int, help="Most tiles of a picture; default: the model's own.")
 @click.option("--first-token", type=duration, help="Fewer tiles, so that the first token comes in this time: 1s.")
 @click.option("--tiling", type=click.Choice(["hf", "native"]), help="How pictures are cut; default: the model's own.")
