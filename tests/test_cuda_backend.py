@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -16,7 +17,7 @@ from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
 from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
-from edgevl.backends.cuda_kernels import Kernel, WeightArray
+from edgevl.backends.cuda_kernels import Choice, Kernel, WeightArray
 from edgevl.backends.cuda_lowering import Form, lower
 from edgevl.backends.cuda_program import Cubins
 from edgevl.backends.reference import ReferenceRunner
@@ -27,7 +28,7 @@ from edgevl.errors import BundleError, CapacityError, EdgevlError, UsageError
 from edgevl.layouts import StoredWeight, relaid, unpack
 from edgevl.memory import buffer_bytes, max_counts
 from edgevl.prefill import feed
-from edgevl.recorder import record_decoder, record_vision
+from edgevl.recorder import Rows, record_model
 from edgevl.runner import Limits
 from edgevl.sampling import choose
 from edgevl.weights import dequantize
@@ -56,13 +57,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ModelCon
 
 
 def kernels_of(config: ModelConfig, weights: Weights, limits: Limits = LIMITS) -> dict[str, Kernel]:
-    graphs = [record_decoder(config)] + ([record_vision(config)] if config.vision else [])
 
     def form(name: str) -> Form:
         stored = weights(name)
         return Form(stored.kind, stored.group_size)
 
-    return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
+    return lower(record_model(config), config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
 
 
 def interpreted(config: ModelConfig, weights: Weights, kv: str = "f16") -> CudaRunner:
@@ -170,6 +170,38 @@ def driven(models: dict[str, tuple[ModelConfig, Weights]], **facts: Any) -> tupl
     driver = FakeDriver(cubins, **facts)
     device = CudaDevice("the bundle was built for orin-nano-8gb (sm_87)", "sm_87", driver)
     return CudaRunner(config, LIMITS, weights, device, cubins), driver
+
+
+def test_a_step_may_run_on_another_thread(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    runner, driver = driven(models)
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as other:
+            other.submit(runner.decode, i32(5), i32(0), i32(0), None, i32(0)).result()
+    assert len(driver.replays) == 2
+
+
+def test_more_slots_than_rows_of_logits_are_captured_with_every_kernel_loaded(
+    models: dict[str, tuple[ModelConfig, Weights]],
+) -> None:
+    config, weights = models["vl"]
+    limits = replace(LIMITS, slots=14, logit_rows=12)
+    cubins = uncompiled(kernels_of(config, weights, limits))
+    driver = FakeDriver(cubins)
+    runner = CudaRunner(config, limits, weights, CudaDevice("the bundle", "sm_87", driver), cubins)
+    assert driver.graphs == 0  # only what is replayed is kept
+    places = i32(*range(12))
+    driver.launches.clear()
+    runner.decode(places, places, places, None, places)
+    assert (driver.launches, len(driver.replays)) == ([], 1)
+    runner.close()
+    assert driver.allocated == []
+
+
+def test_a_step_without_a_kernel_is_no_silent_skip(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    runner, _ = driven(models)
+    with pytest.raises(EdgevlError, match="49 rows at once"):
+        Choice(Rows("tokens"), ((48, ()),)).calls({"tokens": 49})
+    assert runner._program._calls["decoder"][0].calls({"tokens": 0}) == ()
 
 
 def test_one_token_replays_a_graph_and_everything_is_allocated_at_load(
@@ -295,8 +327,16 @@ def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[Model
         CudaDevice("the bundle", "sm_87", Missing("cuStreamCreate"))
     with pytest.raises(EdgevlError, match=r"cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
         driven(models, fails={"cuModuleLoadData": CUresult.CUDA_ERROR_INVALID_IMAGE})
+    full = CUresult.CUDA_ERROR_OUT_OF_MEMORY
     with pytest.raises(CapacityError, match="memory"):
-        driven(models, fails={"cuMemAlloc": CUresult.CUDA_ERROR_OUT_OF_MEMORY})
+        driven(models, fails={"cuMemAlloc": full})
+    runner, driver = driven(models)
+    driver.fails["cuGraphLaunch"] = full
+    with pytest.raises(EdgevlError, match="cuGraphLaunch: CUDA_ERROR_OUT_OF_MEMORY") as caught:
+        runner.decode(i32(5), i32(0), i32(0), None, i32(0))
+    assert not isinstance(caught.value, UsageError)  # no wrong input: a service must end, and be started again
+    with pytest.raises(EdgevlError, match="cuMemGetInfo: CUDA_ERROR_DEINITIALIZED"):
+        driven(models, fails={"cuMemGetInfo": CUresult.CUDA_ERROR_DEINITIALIZED})
 
 
 def test_steps_beyond_the_plan_and_wrong_indices_never_reach_a_kernel(

@@ -7,12 +7,15 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.gpu.models import eight_b
 from checkpoints import tiny_vl
 from deploy import cubins
 from deploy.build import BuildSettings, build
@@ -26,7 +29,7 @@ from edgevl.engine import make_runner
 from edgevl.errors import BundleError, EdgevlError, MissingExtraError, UsageError
 from edgevl.memory import max_counts
 from edgevl.prefill import feed
-from edgevl.recorder import record_decoder, record_vision
+from edgevl.recorder import record_model
 from edgevl.runner import Limits
 from edgevl.targets import TARGETS
 from gpu_devices import FUNCTIONS
@@ -65,7 +68,7 @@ def test_a_gpu_bundle_is_whole_and_its_golden_prompt_is_of_the_processor(bundle:
         assert 0 <= record.shared <= SHARED_LIMIT["sm_87"]
     forms = {n: opened.weight(n) for n in manifest.weights}
     lowered = lower(
-        [record_decoder(manifest.model)],
+        record_model(manifest.model),
         manifest.model.text,
         manifest.limits,
         lambda name: Form(forms[name].kind, forms[name].group_size),
@@ -118,7 +121,7 @@ def test_a_bundle_whose_kernels_were_edited_is_refused(bundle: Path) -> None:
         Bundle.open(bundle, verify=True)
 
 
-def kernels_of(config: ModelConfig, kv: str = "f16") -> dict[str, cubins.Kernel]:
+def kernels_of(config: ModelConfig, kv: str = "f16", group: int = 32) -> dict[str, cubins.Kernel]:
     """Everything that a model launches whose decoder is int4, whose tower is int8, and whose head is f16."""
 
     def form(name: str) -> Form:
@@ -126,11 +129,10 @@ def kernels_of(config: ModelConfig, kv: str = "f16") -> dict[str, cubins.Kernel]
             return Form("f32")
         if name in ("embed", "head", "vision.patch"):
             return Form("f16")
-        return Form("int8") if name.startswith(("vision", "projector")) else Form("int4", 32)
+        return Form("int8") if name.startswith(("vision", "projector")) else Form("int4", group)
 
     limits = Limits(context=256, chunk=64, kv=kv)
-    graphs = [record_decoder(config), record_vision(config)]
-    return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
+    return lower(record_model(config), config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
 
 
 def small_kernels(config: ModelConfig) -> dict[str, cubins.Kernel]:
@@ -202,6 +204,35 @@ def test_too_much_shared_memory_is_found_here_and_not_on_the_device(
     monkeypatch.setitem(SHARED_LIMIT, "sm_87", 1000)
     with pytest.raises(EdgevlError, match=r"shared memory, sm_87 has 1,000"):
         compile_kernels(kernels, "sm_87")
+
+
+@pytest.mark.parametrize("said", ["", '{"symbol": "ge'])
+def test_a_compiler_that_dies_is_one_sentence(
+    said: str, bundle_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(folder: str, errors: Any) -> subprocess.Popen[str]:
+        code = f"import sys; sys.stdout.write({said!r}); sys.exit('Killed')"
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=errors, text=True)
+        process.wait()
+        return process
+
+    kernels = small_kernels(bundle_config)
+    assert len(kernels) > 2
+    monkeypatch.setenv("EDGEVL_CACHE", str(tmp_path))
+    monkeypatch.setattr(cubins, "_compiler", dead)
+    with pytest.raises(EdgevlError, match=r"does not compile for sm_87: the compiler died \(Killed\)"):
+        compile_kernels(kernels, "sm_87")
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_120"])
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_the_largest_kernels_of_the_8b_fit_into_the_least_shared_memory(architecture: str, kv: str) -> None:
+    names = ("attend", "full_attention", "gemm")
+    kernels = {key: kernel for key, kernel in kernels_of(eight_b(), kv, 128).items() if kernel.name in names}
+    assert {kernel.name for kernel in kernels.values()} == {*names}
+    most = max(record.shared for record, _ in compile_kernels(kernels, architecture).values())
+    assert 48 << 10 < most <= SHARED_LIMIT[architecture]
 
 
 def test_without_a_compiler_or_for_an_unknown_sm_the_build_says_so(
