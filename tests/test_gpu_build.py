@@ -22,8 +22,10 @@ from deploy.build import BuildSettings, build
 from deploy.cubins import compile_kernels
 from deploy.kernels.tuning import SHARED_LIMIT
 from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_program import Cubins
 from edgevl.bundle import Bundle
 from edgevl.cli import main
+from edgevl.commands import bench
 from edgevl.config import ModelConfig
 from edgevl.engine import make_runner
 from edgevl.errors import BundleError, EdgevlError, MissingExtraError, UsageError
@@ -32,7 +34,7 @@ from edgevl.prefill import feed
 from edgevl.recorder import record_model
 from edgevl.runner import Limits
 from edgevl.targets import TARGETS
-from gpu_devices import FUNCTIONS
+from gpu_devices import FUNCTIONS, FakeDriver
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,52 @@ def test_inspect_lists_kernels_and_chat_says_what_is_missing(bundle: Path, capfd
     assert (code in (1, 2), said.out) == (True, "")
     assert len(said.err.strip().splitlines()) == 1
     assert "orin-nano-8gb" in said.err
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are counted as this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and first == "Rss:":
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+def on_fake_driver(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """Kernels by names of their own, as many have the same symbol in different files."""
+    bundle.manifest.kernels.update({k: replace(r, symbol=k) for k, r in bundle.manifest.kernels.items()})
+    driver = FakeDriver(Cubins(bundle.manifest.kernels, bundle.kernel_file))
+    monkeypatch.setattr("edgevl.backends.cuda_device._bindings", lambda: driver)
+    return driver
+
+
+def test_weights_that_a_gpu_holds_are_not_held_twice(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(bundle)
+    on_fake_driver(opened, monkeypatch)
+    for name in opened.manifest.weights:
+        for array in opened.weight(name).arrays.values():
+            array.max()
+    assert resident(bundle / "weights.safetensors") > opened.weight_bytes // 2
+    runner = make_runner(opened, None, "auto")
+    assert resident(bundle / "weights.safetensors") == 0
+    assert runner.planned_bytes > opened.weight_bytes // 2
+
+
+def test_bench_measures_the_gpu_and_what_an_answer_does(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(bundle)
+    driver = on_fake_driver(opened, monkeypatch)
+    monkeypatch.setattr(bench, "_bandwidth", lambda *_: pytest.fail("that is the processor's memory"))
+    runner = make_runner(opened, None, "auto")
+    found = bench.measure(opened, runner, 20, 3, 0, 1)["bandwidth"]
+    assert found["available_gb_s"] > 0 and found["share"] is not None
+    assert [graph for graph in driver.replays if graph[0].startswith("argmax")]
+    assert len(driver.allocated) == 2
+    driver.free = 1 << 20
+    found = bench.measure(opened, runner, 20, 3, 0, 1)["bandwidth"]
+    assert (found["available_gb_s"], found["share"]) == (None, None)
 
 
 def test_a_bundle_whose_kernels_were_edited_is_refused(bundle: Path) -> None:

@@ -20,7 +20,7 @@ from edgevl.console import note, print_json, progress, table
 from edgevl.errors import CapacityError, UsageError
 from edgevl.machine import peak_resident_bytes
 from edgevl.prefill import feed
-from edgevl.runner import Runner
+from edgevl.runner import Runner, chooser_of
 from edgevl.traffic import step_bytes
 
 _READ_BYTES = 256 << 20  # far beyond any cache
@@ -40,7 +40,8 @@ def command(
     """Measure BUNDLE: medians over the repeats after one warm-up, with the spread (max - min) / median.
 
     The bandwidth used counts the weights and the KV cache that a decode step must read; the bandwidth available is
-    measured in the same run by reading memory with as many threads. The last line of stdout is one JSON document.
+    measured in the same run by reading memory with as many threads, on a GPU by a copy in its memory. The last line
+    of stdout is one JSON document.
     """
     from edgevl.engine import make_runner
 
@@ -71,12 +72,20 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
     def prefill() -> None:
         feed(runner, ids[depth:], depth, None, 1)
 
+    choose, first, greedy = chooser_of(runner), np.zeros(1, np.int32), np.zeros((1, 3), np.float32)
+
     def decode() -> None:
         for i in range(generate):
-            feed(runner, [ids[i % len(ids)]], depth + i, None, 1)
+            token = ids[i % len(ids)]
+            if choose is None:
+                feed(runner, [token], depth + i, None, 1)
+            else:  # as an answer is generated: the logits stay where they are
+                choose(np.array([token], np.int32), first + (depth + i), first, None, first, greedy)
 
+    own: Callable[[], float | None] | None = getattr(runner, "bandwidth", None)  # of memory that is not the machine's
     with progress() as move:
-        available = _bandwidth(_threads(runner), repeats)
+        measured = _bandwidth(_threads(runner), repeats) * 1e9 if own is None else own()
+        available = None if measured is None else measured / 1e9
         prefilled = _rates(prefill, prompt, repeats, "prefill", move)
         decoded = _rates(decode, generate, repeats, "decode", move)
     step = step_bytes(bundle, depth + generate // 2)
@@ -88,8 +97,8 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
         "bandwidth": {
             "bytes_per_step": step,
             "used_gb_s": round(used, 2),
-            "available_gb_s": round(available, 2),
-            "share": round(used / available, 3),
+            "available_gb_s": None if available is None else round(available, 2),
+            "share": None if available is None else round(used / available, 3),
         },
         "peak_resident_bytes": peak_resident_bytes(),
         "planned_bytes": runner.planned_bytes,
@@ -137,4 +146,5 @@ def _show(d: dict[str, Any]) -> None:
     ]
     table(d["backend"], ["", "tokens", "tokens/s", "spread"], rows, to_stderr=True)
     b = d["bandwidth"]
-    note(f"bandwidth: {b['used_gb_s']} of {b['available_gb_s']} GB/s measured now ({100 * b['share']:.0f} %)")
+    whole = "" if b["share"] is None else f" of {b['available_gb_s']} GB/s measured now ({100 * b['share']:.0f} %)"
+    note(f"bandwidth: {b['used_gb_s']}{whole or ' GB/s'}")
