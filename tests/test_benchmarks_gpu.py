@@ -66,7 +66,8 @@ def test_a_token_that_the_logits_do_not_say_is_found(monkeypatch: pytest.MonkeyP
         return found - (found > 0) if bool(step[-1].any()) == drawn else found
 
     monkeypatch.setattr(CudaRunner, "choose", choose)
-    assert not tiny_model(device, "sm_90", tokens=2)["chosen_right"]
+    monkeypatch.setattr("benchmarks.gpu.checks._alike", lambda gpu, place: True)  # not what this is about
+    assert not tiny_model(device, "sm_90", tokens=1)["chosen_right"]
 
 
 def test_tokens_are_drawn_as_the_twin_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
