@@ -30,12 +30,11 @@ from quantize.settings import EFFORTS, QuantizeSettings, Recipe
 
 _CONTEXT = 2048  # tokens; no question about a picture needs more
 _BALANCED = EFFORTS["balanced"]
-_ROUNDED = Recipe(False, False, False, False, 0)
+_ROUNDED = Recipe(False, False, False, 0)
 INGREDIENTS = {
     "round to nearest": _ROUNDED,
     "+ scales by activations": replace(_ROUNDED, scales=True),
-    "+ scales by weights too": replace(_ROUNDED, scales=True, weight_aware=True),
-    "+ v -> o": replace(_ROUNDED, scales=True, weight_aware=True, value_scale=True),
+    "+ v -> o": replace(_ROUNDED, scales=True, value_scale=True),
     "+ clips: fast": EFFORTS["fast"],
     "+ blocks reconstructed: balanced": _BALANCED,
     "balanced without v -> o": replace(_BALANCED, value_scale=False),

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 Counts = tuple[int, int, int, int]  # tokens, rows of logits, image rows, tiles
 
 def isa() -> str:
-    """The kernels that this processor runs: portable, avx2 or avx512."""
+    """The kernels that this processor runs: portable, avx2, avx512 or avx512vnni."""
+
+def int8_products(rounds: int) -> int:
+    """Multiply int8 numbers in registers, as fast as these kernels can; the operations done, two a product."""
+
+def read_memory(values: NDArray[np.float32]) -> float:
+    """Read all values, a multiple of 64, as fast as these kernels can; their sum."""
 
 class Plan:
     """Graphs of kernel calls over one arena; every wrong argument raises ValueError or TypeError."""
@@ -73,6 +79,6 @@ class Plan:
         /,
     ) -> None: ...
     def vision_tokens(self, graph: int, x: int, positions: int, prefix: int, out: int, /) -> None: ...
-    def full_attention(self, graph: int, qkv: int, heads: int, tokens: int, out: int, /) -> None: ...
+    def full_attention(self, graph: int, qkv: int, heads: int, tokens: int, whole: bool, out: int, /) -> None: ...
     def pixel_shuffle(self, graph: int, x: int, grid: int, prefix: int, out: int, /) -> None: ...
     def run(self, graph: int, counts: Counts) -> None: ...

@@ -17,6 +17,7 @@ class Contract:
     dtypes: str
     tolerance: float  # largest |difference| allowed, relative to the largest |value| of the twin's result
     source: str
+    rounded: float = 0.0  # the tolerance where several tokens meet an f16 or int8 cache, rounded to int16
     half: float = 0.0  # the tolerance where products take f16 (sums in f32) and activations stay as they are
 
     @property
@@ -45,9 +46,10 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "attention": Contract(
         "(T, H·D), cache (slots, G, S, D) -> (T, H·D)",
-        "f32, f16|int8|f32 -> f32",
+        "f32, f16|int8|f32 -> f32; over f16 and int8, steps of many tokens may round all three to int16",
         2e-5,
         "Ainslie et al. 2023 (GQA)",
+        rounded=5e-4,
         half=2e-3,
     ),
     "silu_mul": Contract("(rows, 2F) -> (rows, F)", "f32", 1e-5, "Shazeer 2020, arXiv 2002.05202 (SwiGLU)"),
@@ -55,7 +57,11 @@ CONTRACTS: dict[str, Contract] = {
     "patches": Contract("(n, S, S, 3) -> (n·P, 3·p²)", "u8 -> f32", 1e-6, "RADIO: im2patches after the conditioner"),
     "vision_tokens": Contract("(n·P, C), (P, C), (R, C) -> (n·(R+P), C)", "f32", 1e-6, "RADIO: CPE and class tokens"),
     "full_attention": Contract(
-        "(n·t, 3C) -> (n·t, C)", "f32", 2e-5, "Vaswani et al. 2017, arXiv 1706.03762", half=2e-3
+        "(n·t, 3C) -> (n·t, C)",
+        "f32",
+        2e-5,
+        "Vaswani et al. 2017, arXiv 1706.03762",
+        half=2e-3,
     ),
     "pixel_shuffle": Contract("(n·(R+P), C) -> (n·P/4, 4C)", "f32", 0.0, "InternVL pixel shuffle, version 2"),
 }

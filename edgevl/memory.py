@@ -21,7 +21,8 @@ ITEM_BYTES = {"f32": 4, "f16": 2, "i32": 4, "u8": 1}
 # Sizes that the native kernels are compiled with (native/types.h); the native plan checks the result against its own.
 GEMV_ROWS = 7  # most rows of a linear that go the matrix-vector way
 PANEL = 256 * 32  # f32 values of a dequantized weight panel
-TILE = 12 * 32  # f32 values of a ragged output tile
+TILE_ROWS = 12  # rows of x that are multiplied together
+TILE = TILE_ROWS * 32  # f32 values of a ragged output tile
 QUERY_ROWS = 96  # query rows of one attention block
 KEYS = 64  # keys of one attention block
 KEY_LANES = 16  # keys that lie together in the KV cache
@@ -149,7 +150,8 @@ def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_siz
         return turns + 4 * DECODE_TOKENS * split_parts(limits.context) * text.heads * (text.head_dim + 2)
     if node.op == "linear" and (group := group_size(node.weights[0].name)):
         rows, cols = node.inputs[0].rows, node.inputs[0].cols
-        return turns + max_counts(limits)[rows.symbol] * rows.factor * aligned(-(-cols // group) * (group + 12))
+        count = -(-max_counts(limits)[rows.symbol] * rows.factor // TILE_ROWS) * TILE_ROWS
+        return turns + count * aligned(-(-cols // group) * (group + 12))
     return 0
 
 

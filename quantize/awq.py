@@ -27,7 +27,7 @@ from quantize.rounding import Scheme, decode, encode, fake_quantize, fit_grid, g
 from quantize.settings import Recipe
 from quantize.torch_ops import TorchOps, batch_step
 
-_RATIOS = 10  # tried for each kind of scale
+_RATIOS = 10  # exponents tried: 0, which is no scale, to 0.9
 _FINALISTS = 4  # of the candidates tried on few tokens, those tried again on all sample tokens
 _SHRINKS = 10  # steps of 5 % of the range: 0..45 %
 
@@ -40,8 +40,7 @@ class GroupReport:
     """What was chosen for one scale group. Errors are relative: squared error / squared output."""
 
     group: str
-    scale: str  # "none" | "activation" | "duo"
-    ratio: float
+    ratio: float  # exponent of the scale; 0: none
     error_rounded: float  # round to nearest, no scale
     error_chosen: float
 
@@ -74,7 +73,6 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class _Candidate:
-    kind: str
     ratio: float
     scale: Tensor  # (K,)
 
@@ -105,7 +103,7 @@ def quantize_block(
         # later groups measure no linear that an earlier one changed, so what is in `now` is still the original
         best, report = _search_scale(config, table, group, now, seen, scheme, recipe, coarse)
         result.groups.append(report)
-        if best.kind != "none":
+        if best.ratio:
             divisors[group.input_part] = _fold(config, group, best.scale, now, result.changed, store_as)
     tick("clip")
     clips: dict[str, tuple[Tensor, Tensor]] = {}
@@ -137,7 +135,7 @@ def _search_scale(
     coarse: bool,
 ) -> tuple[_Candidate, GroupReport]:
     """The candidate of least output error, measured on the sample; the first candidate is no scale at all."""
-    candidates = list(_candidates(config, group, tensors, seen, scheme.group_size, recipe))
+    candidates = list(_candidates(config, group, seen, recipe))
     trial = _measure(config, table, group, tensors, seen.trial[group.input_part], scheme, coarse)
     full = _measure(config, table, group, tensors, seen.sample[group.input_part], scheme, coarse)
     order = sorted(range(1, len(candidates)), key=lambda i: (trial(candidates[i].scale), i))
@@ -149,47 +147,31 @@ def _search_scale(
         )
     best = min(errors, key=lambda i: (errors[i], i))
     chosen = candidates[best]
-    return chosen, GroupReport(group.name, chosen.kind, chosen.ratio, errors[0], errors[best])
+    return chosen, GroupReport(group.name, chosen.ratio, errors[0], errors[best])
 
 
 def _candidates(
     config: TextConfig,
     group: ScaleGroup,
-    tensors: dict[str, Tensor],
     seen: Observations,
-    group_size: int,
     recipe: Recipe,
 ) -> Iterator[_Candidate]:
-    """No scale, then x^r, then x^r / w^(1-r): x the mean |activation|, w the mean |weight| relative to its group."""
+    """No scale, then x^r: x the mean |activation| of each channel."""
     x = seen.mean_abs[group.input_part]
-    yield _Candidate("none", 0.0, torch.ones_like(x))
+    yield _Candidate(0.0, torch.ones_like(x))
     if not recipe.scales or (group.shared_heads and not recipe.value_scale):
         return
-    w = _relative_weights([tensors[f"{linear}.weight"] for linear in group.linears], group_size)
-    for kind in ("activation", "duo") if recipe.weight_aware else ("activation",):
-        for step in range(_RATIOS):
-            ratio = step / _RATIOS
-            if kind == "activation" and step == 0:
-                continue
-            scale = x.pow(ratio) if kind == "activation" else x.pow(ratio) / (w.pow(1 - ratio) + 1e-4)
-            if group.shared_heads:
-                share, d = config.heads // config.kv_heads, config.head_dim
-                scale = scale.reshape(-1, share, d).mean(dim=1, keepdim=True).expand(-1, share, d).reshape(-1)
-            scale = scale.clamp(min=1e-4)
-            scale = scale / (scale.max() * scale.min()).sqrt()
-            # f16 holds what is divided and multiplied by it; an idle channel must not push the others out of range
-            scale = torch.where(torch.isfinite(scale), scale, 1.0).clamp(1e-3, 1e3)
-            yield _Candidate(kind, ratio, scale)
-
-
-def _relative_weights(weights: list[Tensor], group_size: int) -> Tensor:
-    """Mean over all rows of |weight| relative to the largest of its group, (K,)."""
-    total = torch.zeros(weights[0].shape[1], dtype=torch.float64, device=weights[0].device)
-    for weight in weights:
-        for rows in row_spans(weight.shape):
-            groups = grouped(weight[rows], group_size).abs()
-            total += (groups / groups.amax(dim=2, keepdim=True).clamp(min=1e-12)).sum(dim=0).reshape(-1)
-    return (total / sum(weight.shape[0] for weight in weights)).float()
+    for step in range(1, _RATIOS):
+        ratio = step / _RATIOS
+        scale = x.pow(ratio)
+        if group.shared_heads:
+            share, d = config.heads // config.kv_heads, config.head_dim
+            scale = scale.reshape(-1, share, d).mean(dim=1, keepdim=True).expand(-1, share, d).reshape(-1)
+        scale = scale.clamp(min=1e-4)
+        scale = scale / (scale.max() * scale.min()).sqrt()
+        # f16 holds what is divided and multiplied by it; an idle channel must not push the others out of range
+        scale = torch.where(torch.isfinite(scale), scale, 1.0).clamp(1e-3, 1e3)
+        yield _Candidate(ratio, scale)
 
 
 def _measure(

@@ -25,8 +25,6 @@ from edgevl.errors import MissingExtraError
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _INK = "#010203"  # drawn in this, shown in the page's text colour
 _COLOURS = ("#c2542d", "#2f7ed8", "#3f9b5c", "#9a5fc4", "#c79a1e", "#2aa3a3", "#d0568f")
-_SCALES = {"none": "o", "activation": "s", "duo": "^"}  # markers
-_SCALE_NAMES = {"none": "none", "activation": "activations", "duo": "activations / weights"}
 
 
 @dataclass(frozen=True)
@@ -147,17 +145,11 @@ def _groups(axes: Any, blocks: list[dict[str, Any]]) -> None:
 
 
 def _scales(axis: Any, blocks: list[dict[str, Any]]) -> None:
-    names = [entry["group"] for entry in blocks[0]["groups"]]
-    for i in range(len(names)):
-        for kind, marker in _SCALES.items():
-            chosen = [(b["layer"], b["groups"][i]["ratio"]) for b in blocks if b["groups"][i]["scale"] == kind]
-            if chosen:
-                x, y = zip(*chosen, strict=True)
-                where = [layer + 0.12 * (i - 1.5) for layer in x]
-                axis.plot(where, y, marker, color=_COLOURS[i], markersize=4.5, alpha=0.85)
-    marks = [axis.plot([], [], "o", color=_COLOURS[i], label=name)[0] for i, name in enumerate(names)]
-    marks += [axis.plot([], [], m, color="gray", label=_SCALE_NAMES[kind])[0] for kind, m in _SCALES.items()]
-    axis.legend(handles=marks, fontsize=7, ncols=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for i, entry in enumerate(blocks[0]["groups"]):
+        where = [block["layer"] + 0.12 * (i - 1.5) for block in blocks]
+        ratios = [block["groups"][i]["ratio"] for block in blocks]
+        axis.plot(where, ratios, "o", color=_COLOURS[i], markersize=4.5, alpha=0.85, label=entry["group"])
+    axis.legend(fontsize=7, ncols=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.set(xlabel="layer", ylabel="exponent", ylim=(-0.05, 1.05))
     axis.grid(alpha=0.25)
 

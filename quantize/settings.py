@@ -17,7 +17,6 @@ class Recipe:
     """What quantization is made of; an effort is one of these, and an ablation leaves things out."""
 
     scales: bool = True  # AWQ's, by activations
-    weight_aware: bool = True  # and by activations and weights
     value_scale: bool = True  # v -> o under GQA
     clip: bool = True
     reconstruct: int = 24  # steps in which each block learns to give what the float model has after it

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import environments
+from benchmarks.environments import PeerError
 from benchmarks.quantizers import __main__ as quantizers
-from benchmarks.quantizers import peers
 from benchmarks.quantizers.model import write_model
-from benchmarks.quantizers.peers import PEERS, Peer, PeerError, environment
+from benchmarks.quantizers.peers import PEERS
 from checkpoints import tiny_llama
 from edgevl.checkpoint import open_checkpoint
 from edgevl.weights import dequantize, quantize_int4
@@ -44,8 +45,8 @@ def test_ours_and_rounding_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_tool_that_fails_is_listed_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(peer: Peer, _: Path) -> Path:
-        if peer.name == "HQQ":
+    def here(name: str, *_: object) -> Path:
+        if name == "hqq":
             raise PeerError("installing failed: no such package")
         return Path(sys.executable)  # which lacks the tool
 
@@ -58,15 +59,14 @@ def test_a_tool_that_fails_is_listed_with_the_reason(
 def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
     monkeypatch.setattr(
-        peers,
+        environments,
         "_call",
         lambda command: (tmp_path / "e" / "one").mkdir(parents=True, exist_ok=True) or calls.append(command),
     )
-    peer = Peer("One", "one", "one", (("a",), ("--no-deps", "b")))
     for _ in range(2):
-        environment(peer, tmp_path / "e")
-    assert [command[-1] for command in calls[1:]] == ["numpy", "a", "b"]
-    environment(Peer("One", "one", "one", (("a==2",),)), tmp_path / "e")
+        environments.environment("one", (("a",), ("--no-deps", "b")), tmp_path / "e")
+    assert [command[-1] for command in calls[1:]] == ["a", "b"]
+    environments.environment("one", (("a==2",),), tmp_path / "e")
     assert calls[-1][-1] == "a==2"
 
 

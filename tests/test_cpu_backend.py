@@ -102,8 +102,10 @@ def test_a_rounded_cache_matches_the_reference(kind: str, kv: str) -> None:
     weights = random_weights(config, kind)
     found = prefill(CpuRunner(config, limits, weights, 2), prompt(20))
     wanted = prefill(ReferenceRunner(config, limits, weights), prompt(20))
-    # a number may round the other way in the second layer
-    np.testing.assert_allclose(found, wanted, atol=2e-3 if kv == "f16" else 2e-2)
+    # attention of many tokens rounds to int16, and behind it a number may round the other way in the second layer: one
+    # code of int8 is 0.8 % of the largest of its group
+    gap = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
+    assert gap <= (1e-3 if kind == "f32" and kv == "f16" else 2e-2), gap
 
 
 def test_slots_do_not_see_each_other() -> None:

@@ -146,7 +146,8 @@ def test_weights_that_a_gpu_holds_are_not_held_twice(bundle: Path, monkeypatch: 
 def test_bench_measures_the_gpu_and_what_an_answer_does(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Bundle.open(bundle)
     driver = on_fake_driver(opened, monkeypatch)
-    monkeypatch.setattr(bench, "_bandwidth", lambda *_: pytest.fail("that is the processor's memory"))
+    for name in ("read_bandwidth", "int8_rate"):
+        monkeypatch.setattr(bench, name, lambda *_: pytest.fail("that is the processor's"))
     runner = make_runner(opened, None, "auto")
     found = bench.measure(opened, runner, 20, 3, 0, 1)["bandwidth"]
     assert found["available_gb_s"] > 0 and found["share"] is not None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cpu_cases import ISAS, matches, whole_numbers
+from cpu_cases import ISAS, matches, on_cpu, whole_numbers
 
 from edgevl import reference
 from edgevl._native import Plan
@@ -16,6 +16,7 @@ from edgevl.config import RopeScaling
 from edgevl.contracts import CONTRACTS
 from edgevl.layouts import pack
 from edgevl.ops import Ops, Step
+from edgevl.recorder import Rows
 from edgevl.reference import ReferenceOps
 from edgevl.rope import inverse_frequencies
 from edgevl.weights import (
@@ -24,6 +25,7 @@ from edgevl.weights import (
     Int8Weight,
     dequantize,
     quantize_int4,
+    quantize_int8,
 )
 from op_cases import BY_OP, Case, check, normal, text_config, weights_of
 from quantize.torch_ops import TorchOps, batch_step
@@ -148,3 +150,26 @@ def test_tiles_lie_as_the_format_says() -> None:
     for row, column in ((0, 0), (3, 31), (3, 32), (17, 63), (17, 64), (16, 127)):
         byte = int(codes[row // 16, column // q, row % 16, column % (q // 2)])
         assert (byte & 15 if column % q < q // 2 else byte >> 4) == weight.codes[row, column]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("tokens", "heads", "size"), [(5, 2, 10), (33, 3, 16), (100, 2, 80), (129, 1, 128)])
+def test_attention_behind_int8_weights_is_in_whole_numbers(
+    isa: str, tokens: int, heads: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries, keys, values and weights lose no more than f16 would take from them."""
+    use(isa, monkeypatch)
+    width = heads * size
+    values = (normal(1, 3 * width, 64) / 8).astype(np.float32)
+    case = Case(
+        "full_attention",
+        f"whole numbers {tokens} {heads} {size}",
+        lambda ops, i: ops.full_attention(ops.linear(i["x"], ops.linear_weight("w")), heads, tokens),
+        {"x": (normal(3, 2 * tokens, 64), Rows("tiles", tokens))},
+        {"tiles": 2},
+        {"w": (quantize_int8(values), None)},
+    )
+    wanted = case.reference()[0]
+    for threads in (1, 2):
+        found = on_cpu(case, threads)[0]
+        assert np.abs(found - wanted).max() <= 5e-4 * np.abs(wanted).max()

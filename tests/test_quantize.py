@@ -135,7 +135,7 @@ def test_scales_alone_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # a norm that is stored in f16 costs nothing, because the columns take what its rounding left; v's bias does
     for store_as, tolerance in ((keep_f32, 2e-5), (lambda _, tensor: tensor.half().float(), 1e-3)):
         result = awq.quantize_block(config.text, block_table(config, 0), dict(block), seen, Scheme(32, False), store_as)
-        assert {g.scale for g in result.groups} != {"none"}
+        assert any(group.ratio for group in result.groups)
         gap = (output(config, result.values, hidden) - wanted).abs().max() / wanted.abs().max()
         assert gap < tolerance, gap
 

@@ -19,7 +19,7 @@ from quantize.rounding import Scheme
 from quantize.settings import Recipe
 from test_quantize import block_with_outliers, keep_f32, observed, output
 
-ROUNDED = Recipe(False, False, False, False, 1)
+ROUNDED = Recipe(False, False, False, 1)
 
 
 class Case:

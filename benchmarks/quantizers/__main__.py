@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environments import PeerError, environment, last_line
 from benchmarks.quantizers.model import calibration_tokens, write_model, write_rounded
-from benchmarks.quantizers.peers import PEERS, Peer, PeerError, environment, last_line
+from benchmarks.quantizers.peers import FIRST, PEERS, Peer
 from calibration import held_out_text
 from edgevl.checkpoint import Checkpoint, open_checkpoint
 from edgevl.console import bytes_text, note, table
@@ -142,7 +143,8 @@ def _one(name: str, scheme: str, original: Checkpoint, out: Path, options: argpa
 
 
 def _peer(peer: Peer, scheme: str, original: Checkpoint, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    python = environment(peer, (options.environments or options.work / "environments").absolute())
+    folder = (options.environments or options.work / "environments").absolute()
+    python = environment(peer.environment, FIRST + peer.packages, folder)
     extra = {"iters": options.iters} if options.iters and peer.runner == "auto_round" else {}
     job = {
         "model": str(original.path),

@@ -5,13 +5,11 @@ Each is installed beside the same torch. Where a tool's own pins forbid that one
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-TORCH = "torch==2.13.0"
-_INSTALL_SECONDS = 1800
+from benchmarks.environments import TORCH
+
+FIRST = ((TORCH, "numpy"),)  # what every environment begins with
 
 
 @dataclass(frozen=True)
@@ -50,42 +48,3 @@ PEERS = (
     Peer("GPTQModel AWQ", "gptqmodel", "gptqmodel", _GPTQMODEL, options={"method": "awq"}),
     Peer("AutoRound", "auto_round", "auto-round", (("auto-round==0.16.1",),)),
 )  # fmt: skip
-
-
-class PeerError(Exception):
-    """A peer that could not be installed or did not finish, and why."""
-
-
-def environment(peer: Peer, folder: Path) -> Path:
-    """The python of the peer's environment under `folder`, made when it is not there. Raises `PeerError`."""
-    home = folder / peer.environment
-    python = home / "bin" / "python"
-    ready = home / ".ready"
-    wanted = repr((TORCH, peer.packages))
-    if ready.is_file() and ready.read_text() == wanted:
-        return python
-    if not python.exists():
-        _call([sys.executable, "-m", "venv", str(home)])
-    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    _call([*pip, TORCH, "numpy"])
-    constraint = home / "constraints.txt"
-    constraint.write_text(f"{TORCH}\n")
-    for packages in peer.packages:
-        _call([*pip, "-c", str(constraint), *packages])
-    ready.write_text(wanted)
-    return python
-
-
-def _call(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False)
-    except subprocess.TimeoutExpired as problem:
-        raise PeerError(f"installing took more than {_INSTALL_SECONDS} s") from problem
-    if done.returncode:
-        raise PeerError(f"installing failed: {last_line(done.stderr)}")
-
-
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
-    return lines[-1][:300] if lines else "no message"

@@ -197,6 +197,8 @@ class _Program:
             self.plan.buffer(offsets[b.index], SYMBOLS.index(b.rows.symbol), b.rows.factor, b.cols, b.dtype)
             for b in graph.buffers
         ]
+        # a tower of int8 weights rounds its activations anyway
+        self._whole = any(self._weights(w.name).kind == "int8" for node in graph.nodes for w in node.weights)
         index = self.plan.graph()
         self._index[graph.name] = index
         for node in graph.nodes:
@@ -232,7 +234,7 @@ class _Program:
         elif node.op == "vision_tokens":
             plan.vision_tokens(graph, inputs[0], weights[0], weights[1], out)
         elif node.op == "full_attention":
-            plan.full_attention(graph, inputs[0], a["heads"], a["tokens"], out)
+            plan.full_attention(graph, inputs[0], a["heads"], a["tokens"], self._whole, out)
         elif node.op == "pixel_shuffle":
             plan.pixel_shuffle(graph, inputs[0], a["grid"], a["prefix"], out)
         else:

@@ -1,11 +1,10 @@
-"""`edgevl bench`: prefill and decode of a bundle, beside the memory bandwidth that this machine has at that moment."""
+"""`edgevl bench`: prefill and decode of a bundle, beside what memory and processor can do at that moment."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,10 +19,9 @@ from edgevl.console import note, print_json, progress, table
 from edgevl.errors import CapacityError, UsageError
 from edgevl.machine import peak_resident_bytes
 from edgevl.prefill import feed
+from edgevl.probes import int8_rate, read_bandwidth
 from edgevl.runner import Runner, chooser_of
-from edgevl.traffic import step_bytes
-
-_READ_BYTES = 256 << 20  # far beyond any cache
+from edgevl.traffic import operations, step_bytes
 
 
 @click.command(name="bench", short_help="Measure prefill, decode and bandwidth of a bundle.")
@@ -39,9 +37,9 @@ def command(
 ) -> None:
     """Measure BUNDLE: medians over the repeats after one warm-up, with the spread (max - min) / median.
 
-    The bandwidth used counts the weights and the KV cache that a decode step must read; the bandwidth available is
-    measured in the same run by reading memory with as many threads, on a GPU by a copy in its memory. The last line
-    of stdout is one JSON document.
+    The bandwidth used counts the weights and the KV cache that a decode step must read, the operations those of the
+    prefill; what is available is measured in the same run, by reading memory and by multiplying int8 in registers, on a
+    GPU by a copy in its memory alone. The last line of stdout is one JSON document.
     """
     from edgevl.engine import make_runner
 
@@ -84,12 +82,16 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
 
     own: Callable[[], float | None] | None = getattr(runner, "bandwidth", None)  # of memory that is not the machine's
     with progress() as move:
-        measured = _bandwidth(_threads(runner), repeats) * 1e9 if own is None else own()
-        available = None if measured is None else measured / 1e9
+        threads, available, most = _threads(runner), None, None
+        if own is None:
+            available, most = read_bandwidth(threads, repeats), int8_rate(threads, repeats)
+        elif (copied := own()) is not None:
+            available = copied / 1e9
         prefilled = _rates(prefill, prompt, repeats, "prefill", move)
         decoded = _rates(decode, generate, repeats, "decode", move)
     step = step_bytes(bundle, depth + generate // 2)
     used = step * decoded["tokens_per_second"] / 1e9
+    done = operations(bundle.manifest.model.text, prompt, depth) / prompt * prefilled["tokens_per_second"] / 1e9
     return {
         "bundle": {"path": str(bundle.path), "digest": bundle.digest, "source": bundle.manifest.source.quantization},
         "prefill": {"tokens": prompt, "depth": depth, **prefilled},
@@ -97,8 +99,13 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
         "bandwidth": {
             "bytes_per_step": step,
             "used_gb_s": round(used, 2),
-            "available_gb_s": None if available is None else round(available, 2),
-            "share": None if available is None else round(used / available, 3),
+            "available_gb_s": _rounded(available, 2),
+            "share": _rounded(available and used / available, 3),
+        },
+        "operations": {
+            "used_gop_s": round(done, 1),
+            "available_gop_s": _rounded(most, 1),
+            "share": _rounded(most and done / most, 3),
         },
         "peak_resident_bytes": peak_resident_bytes(),
         "planned_bytes": runner.planned_bytes,
@@ -126,19 +133,6 @@ def _threads(runner: Runner) -> int:
     return int(getattr(runner, "threads", 1))
 
 
-def _bandwidth(threads: int, repeats: int) -> float:
-    """GB/s of reading memory: each thread sums its share of an array that no cache holds; the best of the repeats."""
-    data = np.ones(_READ_BYTES // 8, np.int64)
-    shares = np.array_split(data, threads)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(repeats + 2):
-            start = time.perf_counter()
-            list(pool.map(np.sum, shares))
-            best = max(best, data.nbytes / (time.perf_counter() - start) / 1e9)
-    return best
-
-
 def _show(d: dict[str, Any]) -> None:
     rows = [
         [name, str(d[name]["tokens"]), f"{d[name]['tokens_per_second']:.1f}", f"{100 * d[name]['spread']:.0f} %"]
@@ -146,5 +140,14 @@ def _show(d: dict[str, Any]) -> None:
     ]
     table(d["backend"], ["", "tokens", "tokens/s", "spread"], rows, to_stderr=True)
     b = d["bandwidth"]
-    whole = "" if b["share"] is None else f" of {b['available_gb_s']} GB/s measured now ({100 * b['share']:.0f} %)"
-    note(f"bandwidth: {b['used_gb_s']}{whole or ' GB/s'}")
+    o = d["operations"]
+    note(f"bandwidth: {b['used_gb_s']:.1f} GB/s{_beside(b['available_gb_s'], b['share'])}")
+    note(f"operations of the prefill: {o['used_gop_s']:.0f} GOP/s{_beside(o['available_gop_s'], o['share'])}")
+
+
+def _beside(available: float | None, share: float | None) -> str:
+    return "" if available is None or share is None else f" of {available:.0f} measured now ({100 * share:.0f} %)"
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

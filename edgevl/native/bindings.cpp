@@ -139,6 +139,24 @@ NB_MODULE(_native, m) {
     using namespace nb::literals;
     m.doc() = "The C++ CPU backend of edgevl.";
     m.def("isa", [] { return std::string(edgevl::choose_kernels().name); });
+    m.def(
+        "int8_products",
+        [](int64_t rounds) {
+            const edgevl::Probe probe = edgevl::choose_kernels().probe;
+            nb::gil_scoped_release release;
+            int32_t sink = 0;
+            return probe.products(rounds, &sink);
+        },
+        "rounds"_a);
+    m.def(
+        "read_memory",
+        [](const Floats& values) {
+            require(values.shape(0) % 64 == 0, "memory is read in pieces of 64 floats");
+            const edgevl::Probe probe = edgevl::choose_kernels().probe;
+            nb::gil_scoped_release release;
+            return probe.read(values.data(), int64_t(values.shape(0)));
+        },
+        "values"_a.noconvert());
     nb::class_<PyPlan>(m, "Plan")
         .def(nb::init<Bytes, std::array<int64_t, 4>, int, int64_t, int64_t, int64_t>(), "arena"_a.noconvert(),
              "limits"_a, "threads"_a, "shared_offset"_a, "thread_offset"_a, "thread_bytes"_a)
@@ -188,8 +206,8 @@ NB_MODULE(_native, m) {
                 int out) { p.plan().patches(g, pixels, side, patch, mean.data(), std.data(), out); })
         .def("vision_tokens", [](PyPlan& p, int g, int x, int positions, int prefix,
                                  int out) { p.plan().vision_tokens(g, x, positions, prefix, out); })
-        .def("full_attention", [](PyPlan& p, int g, int qkv, int64_t heads, int64_t tokens,
-                                  int out) { p.plan().full_attention(g, qkv, heads, tokens, out); })
+        .def("full_attention", [](PyPlan& p, int g, int qkv, int64_t heads, int64_t tokens, bool whole,
+                                  int out) { p.plan().full_attention(g, qkv, heads, tokens, whole, out); })
         .def("pixel_shuffle", [](PyPlan& p, int g, int x, int64_t grid, int64_t prefix,
                                  int out) { p.plan().pixel_shuffle(g, x, grid, prefix, out); })
         .def(

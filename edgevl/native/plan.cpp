@@ -28,7 +28,7 @@ int64_t item_bytes(Dtype dtype) { return dtype == Dtype::u8 ? 1 : 4; }
 int64_t padded(int64_t size) { return (size + 31) / 32 * 32; }
 
 int64_t flash_floats(int64_t size, int64_t rows) {
-    return rows * (2 * padded(size) + kKeys + 2) + 2 * kKeys * padded(size);
+    return rows * (2 * padded(size) + kKeys + 3) + 2 * kKeys * padded(size);
 }
 
 template <class T>
@@ -246,8 +246,8 @@ void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out
     uint8_t* coded = nullptr;
     if (w.group > 0) {
         const int64_t row = coded_row_bytes(w), rows = limits_.value[in.rows.symbol] * in.rows.factor;
-        need_thread_scratch(kGemvRows * row / 4, "linear");
-        coded = shared_scratch(rows * row, "linear");
+        need_thread_scratch(kTileRows * row / 4, "linear");
+        coded = shared_scratch((rows + kTileRows - 1) / kTileRows * kTileRows * row, "linear");
     }
     add(graph, kernels_.linear, Linear{in.rows, as<float>(in), w, gelu, added, coded, as<float>(y)});
 }
@@ -332,7 +332,7 @@ void Plan::vision_tokens(int graph, int x, int positions, int prefix, int out) {
         VisionTokens{rows, as<float>(in), p, r, as<float>(output(out, rows, in.cols))});
 }
 
-void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, int out) {
+void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, bool whole, int out) {
     const Buffer& in = buffer_at(qkv, Dtype::f32, "qkv");
     require(heads > 0 && tokens > 0 && in.cols % (3 * heads) == 0 && in.rows.factor % tokens == 0,
             "qkv of " + text(in.cols) + " columns cannot be split into 3 times " + text(heads) +
@@ -340,7 +340,7 @@ void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, int
     const int64_t size = in.cols / (3 * heads);
     need_thread_scratch(flash_floats(size, kQueryRows), "full_attention");
     add(graph, kernels_.full_attention,
-        FullAttention{in.rows, as<float>(in), heads, tokens, size,
+        FullAttention{in.rows, as<float>(in), heads, tokens, size, whole,
                       as<float>(output(out, in.rows, heads * size))});
 }
 
@@ -408,19 +408,19 @@ void Plan::check_places(const Place& place, const Counts& counts) {
     }
 }
 
-void Plan::work(const Graph& graph, const Step& step, int thread) {
+bool Plan::work(const Graph& graph, const Step& step, int thread) {
     uint8_t* place = arena_.data + arena_.thread_offset + thread * arena_.thread_bytes;
     float* scratch = reinterpret_cast<float*>(place);
+    uint32_t number = 0;
     for (const std::unique_ptr<Node>& node : graph.nodes) {
         for (int phase = 0; phase < node->phases(); ++phase) {
             const int64_t items = node->items(step, phase);
             if (items == 0) continue;
-            for (int64_t item = pool_.next(); item < items; item = pool_.next()) {
-                node->run(step, phase, item, scratch);
-            }
-            pool_.barrier();
+            const auto run = [&](int64_t item) { node->run(step, phase, item, scratch); };
+            if (!pool_.phase(thread, number++, items, run)) return false;
         }
     }
+    return true;
 }
 
 void Plan::run(int index, const Counts& counts) {
@@ -439,7 +439,7 @@ void Plan::run(int index, const Counts& counts) {
     pool_.run(
         [](void* opaque, int thread) {
             const Context& c = *static_cast<Context*>(opaque);
-            c.plan->work(*c.graph, c.step, thread);
+            return c.plan->work(*c.graph, c.step, thread);
         },
         &context);
 }

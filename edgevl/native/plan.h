@@ -67,7 +67,7 @@ class Plan {
     void patches(int graph, int pixels, int64_t side, int64_t patch, const float* mean, const float* std,
                  int out);
     void vision_tokens(int graph, int x, int positions, int prefix, int out);
-    void full_attention(int graph, int qkv, int64_t heads, int64_t tokens, int out);
+    void full_attention(int graph, int qkv, int64_t heads, int64_t tokens, bool whole, int out);
     void pixel_shuffle(int graph, int x, int64_t grid, int64_t prefix, int out);
 
     // Replays a graph. Throws std::invalid_argument for counts or indices out of range, std::runtime_error
@@ -122,7 +122,7 @@ class Plan {
     void add_places(Graph& graph, Rows rows, const int32_t* positions, const int32_t* slots);
     void check(Graph& graph, const Counts& counts);
     void check_places(const Place& place, const Counts& counts);
-    void work(const Graph& graph, const Step& step, int thread);
+    bool work(const Graph& graph, const Step& step, int thread);
 
     const Arena arena_;
     const Counts limits_;

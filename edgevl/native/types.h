@@ -67,7 +67,8 @@ static inline int64_t split_parts(int64_t context) {
     return (context + split_keys(context) - 1) / split_keys(context);
 }
 
-// Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum.
+// Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum. There is
+// room for whole tiles of kTileRows of them.
 static inline int64_t coded_row_bytes(const Weight& w) {
     return (w.groups * w.group + 12 * w.groups + 63) / 64 * 64;
 }
@@ -187,6 +188,7 @@ struct FullAttention {
     Rows rows;
     const float* qkv;
     int64_t heads, tokens, size;
+    bool whole;  // in whole numbers, as the tower's linears then are too
     float* out;
 };
 
@@ -207,8 +209,18 @@ struct Kernel {
     void (*run)(const Args&, const Step&, int phase, int64_t item, float* scratch);
 };
 
+// What an instruction set can do at most.
+struct Probe {
+    // `rounds` of int8 products in registers; gives the operations done. *sink only keeps them from being
+    // left out.
+    int64_t (*products)(int64_t rounds, int32_t* sink);
+    // Reads `count` floats, a multiple of 64; gives their sum.
+    float (*read)(const float* p, int64_t count);
+};
+
 struct KernelTable {
     const char* name;
+    Probe probe;
     Kernel<Embed> embed;
     Kernel<RmsNorm> rms_norm;
     Kernel<LayerNorm> layer_norm;

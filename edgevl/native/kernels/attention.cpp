@@ -1,11 +1,13 @@
 // attention: each token attends to positions 0..its own of its slot, grouped queries sharing a KV head.
 //
-// Many tokens: blocks of queries of one KV head go over blocks of keys as matrix products.
+// Many tokens: blocks of queries of one KV head go over blocks of keys as matrix products, in whole numbers
+// (whole_blocks.h) unless the cache is f32.
 // Few tokens: keys and values are read where they lie; a long context is split between threads and merged in
 // a second phase. How it is split depends on the plan alone, neither on the number of threads nor on the
 // other tokens of the step, so results do not either.
-#include "flash.h"
+#include "exact_blocks.h"
 #include "kernels.h"
+#include "whole_blocks.h"
 
 namespace edgevl {
 namespace EDGEVL_ISA {
@@ -64,6 +66,7 @@ void score(const Flash& f, int64_t row, const CachedKeys& keys, int64_t first, i
         EDGEVL_UNROLL
         for (int b = 0; b < B; ++b) {
             const V k = key_vector(keys, first + key + b * W, d);
+            fetch_keys(keys, first + key + b * W, d);
             EDGEVL_UNROLL
             for (int r = 0; r < R; ++r) acc[r][b] = fma(k, splat(q[r * f.padded + d]), acc[r][b]);
         }
@@ -87,6 +90,7 @@ void weigh(const Flash& f, int64_t row, const Source& values, int64_t first, int
         EDGEVL_UNROLL
         for (int b = 0; b < B; ++b) {
             const V v = stored_vector(values.data, values.kind, (first + i) * values.stride + d + b * W);
+            fetch(values, (first + i + kKeys) * values.stride + d + b * W);
             EDGEVL_UNROLL
             for (int r = 0; r < R; ++r) acc[r][b] = fma(v, splat(weights[r * kKeys + i]), acc[r][b]);
         }
@@ -186,6 +190,7 @@ void merge(const Attention& a, int64_t tokens, int64_t item) {
 int64_t block_tokens(const Attention& a) { return larger(1, kQueryRows / share_of(a)); }
 
 // Tokens first..last, all of one slot, of one KV head.
+template <class Blocks>
 void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t group, const Flash& f) {
     const int64_t share = share_of(a), rows = (last - first) * share;
     const CachedKeys keys = keys_of(a, a.slots[first], group);
@@ -193,15 +198,16 @@ void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t grou
     int64_t longest = 0;
     start_rows(f, rows);
     for (int64_t r = 0; r < rows; ++r) {
-        set_query(f, r, query(a, first + r / share, group * share + r % share));
+        Blocks::query(f, r, query(a, first + r / share, group * share + r % share));
         longest = larger(longest, int64_t(a.positions[first + r / share]) + 1);
     }
     for (int64_t key = 0; key < longest; key += kKeys) {
         const int64_t count = smaller(kKeys, longest - key);
-        load_keys(f, keys, key, count);
-        load_values(f, values, key, count);
-        absorb(f, rows, count,
-               [&](int64_t r) { return smaller(count, int64_t(a.positions[first + r / share]) + 1 - key); });
+        Blocks::load_keys(f, keys, key, count);
+        Blocks::load_values(f, values, key, count);
+        Blocks::absorb(f, rows, count, [&](int64_t r) {
+            return smaller(count, int64_t(a.positions[first + r / share]) + 1 - key);
+        });
     }
     for (int64_t r = 0; r < rows; ++r)
         get_output(f, r, result(a, first + r / share, group * share + r % share));
@@ -214,7 +220,11 @@ void run_many(const Attention& a, int64_t tokens, int64_t item, float* scratch) 
     for (int64_t first = block; first < end;) {
         int64_t last = first + 1;
         while (last < end && a.slots[last] == a.slots[first]) ++last;
-        run_same_slot(a, first, last, group, f);
+        if (a.cache.kind == Kind::f32) {
+            run_same_slot<ExactBlocks>(a, first, last, group, f);
+        } else {
+            run_same_slot<WholeBlocks>(a, first, last, group, f);
+        }
         first = last;
     }
 }

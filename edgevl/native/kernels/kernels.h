@@ -6,6 +6,7 @@
 namespace edgevl {
 namespace EDGEVL_ISA {
 
+extern const Probe probe;
 extern const Kernel<Embed> embed_kernel;
 extern const Kernel<RmsNorm> rms_norm_kernel;
 extern const Kernel<LayerNorm> layer_norm_kernel;

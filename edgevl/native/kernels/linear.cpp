@@ -198,11 +198,14 @@ bool in_panels(const Weight& w) { return w.kind == Kind::int4 || w.kind == Kind:
 
 // Out-features of one item of a weight in panels: whole ones, about four items a thread, and no more than
 // what stays in a core's cache while all rows of x pass.
-int64_t panel_grain(const Linear& a, const Step& step) {
+int64_t panel_grain(const Linear& a, const Step& step, int64_t rows) {
     const int64_t panels = blocks(a.weight.n, kPanelRows);
-    return larger(
-        1, smaller(blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1)),
-                   blocks(panels, 4 * int64_t(step.threads))));
+    // where panels pass once, larger items: up to kGemvRows, each rounds the rows for itself
+    if (rows <= kPanelTile) return blocks(panels, step.threads == 1 ? 1 : 2 * int64_t(step.threads));
+    const int64_t cached =
+        blocks(kPanelBytes, a.weight.k * kPanelRows / (a.weight.kind == Kind::int4 ? 2 : 1));
+    const int64_t abreast = panels_abreast(kPanelTile);
+    return blocks(smaller(cached, blocks(panels, 4 * int64_t(step.threads))), abreast) * abreast;
 }
 
 int64_t items(const Linear& a, const Step& step, int phase) {
@@ -211,9 +214,18 @@ int64_t items(const Linear& a, const Step& step, int phase) {
     if (phase == 0) {  // rounding of x
         return in_panels(a.weight) && rows > kGemvRows ? blocks(rows, kRowGrain) : 0;
     }
-    if (in_panels(a.weight)) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step));
+    if (in_panels(a.weight)) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step, rows));
     if (rows <= kGemvRows) return blocks(a.weight.n, few_grain(a, step));
     return blocks(a.weight.n, kPanelWidth) * blocks(rows, many_grain(a, step, rows));
+}
+
+// Rows [begin, end) of x, of `rows`, in int8.
+void quantize_rows(const Linear& a, int64_t rows, int64_t begin, int64_t end, uint8_t* coded) {
+    const int64_t side = side_of(rows);
+    for (int64_t t = begin; t < end; ++t) {
+        const CodedRows out = coded_rows(a.weight, coded, t / side * side, side);
+        quantize_row(a.weight, a.x + t * a.weight.k, out, t % side, side);
+    }
 }
 
 void run_panels(const Linear& a, const Step& step, int64_t rows, int64_t item, float* scratch) {
@@ -221,9 +233,9 @@ void run_panels(const Linear& a, const Step& step, int64_t rows, int64_t item, f
     uint8_t* coded = a.coded;
     if (rows <= kGemvRows) {
         coded = reinterpret_cast<uint8_t*>(scratch);
-        for (int64_t t = 0; t < rows; ++t) quantize_row(w, a.x + t * w.k, coded_row(w, coded, t));
+        quantize_rows(a, rows, 0, rows, coded);
     }
-    const int64_t grain = panel_grain(a, step), first = item * grain;
+    const int64_t grain = panel_grain(a, step, rows), first = item * grain;
     const int64_t last = smaller(first + grain, blocks(w.n, kPanelRows));
     if (w.kind == Kind::int4) {
         multiply_coded<Kind::int4>(w, first, last, coded, rows, a.out);
@@ -239,9 +251,7 @@ void run(const Linear& a, const Step& step, int phase, int64_t item, float* scra
     const Weight& w = a.weight;
     if (phase == 0) {
         const int64_t end = smaller(rows, (item + 1) * kRowGrain);
-        for (int64_t t = item * kRowGrain; t < end; ++t)
-            quantize_row(w, a.x + t * w.k, coded_row(w, a.coded, t));
-        return;
+        return quantize_rows(a, rows, item * kRowGrain, end, a.coded);
     }
     if (in_panels(w)) return run_panels(a, step, rows, item, scratch);
     if (rows <= kGemvRows) {

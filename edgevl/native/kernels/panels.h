@@ -12,24 +12,26 @@ namespace edgevl {
 namespace EDGEVL_ISA {
 
 constexpr int kLanes = int(kPanelRows);  // out-features of a panel
+constexpr int64_t kAhead = 2048;         // bytes of codes of each panel that are fetched ahead
 constexpr int kParts = kLanes / W;       // vectors of f32 that hold one value of each
 
 // -- activations
 // -----------------------------------------------------------------------------------------------------------
 
-// One row of activations in int8: `codes` (K'), then for each group its scale, the sum of its codes, and that
-// sum times the scale, which the zeros of the weights are multiplied with.
-struct CodedRow {
+// Rows of activations in int8, `side` of them side by side, so that four in-features of all rows are
+// neighbours: codes (K'/4, side, 4), then for each group and row its scale, the sum of its codes, and that
+// sum times the scale, which the zeros of the weights are multiplied with: (groups, side) each.
+struct CodedRows {
     int8_t* codes;
     float *scales, *sums;
     int32_t* whole;
 };
 
-static inline CodedRow coded_row(const Weight& w, uint8_t* rows, int64_t row) {
-    uint8_t* p = rows + row * coded_row_bytes(w);
-    float* scales = reinterpret_cast<float*>(p + w.groups * w.group);
-    return {reinterpret_cast<int8_t*>(p), scales, scales + w.groups,
-            reinterpret_cast<int32_t*>(scales + 2 * w.groups)};
+static inline CodedRows coded_rows(const Weight& w, uint8_t* rows, int64_t first, int64_t side) {
+    uint8_t* p = rows + first * coded_row_bytes(w);
+    float* scales = reinterpret_cast<float*>(p + w.groups * w.group * side);
+    return {reinterpret_cast<int8_t*>(p), scales, scales + w.groups * side,
+            reinterpret_cast<int32_t*>(scales + 2 * w.groups * side)};
 }
 
 static inline void store_codes(int8_t* p, V v) {
@@ -48,8 +50,10 @@ static inline void store_codes(int8_t* p, V v) {
 #endif
 }
 
-// x (K) -> codes -127..127 to the nearest of each group's own scale, max|x| / 127; zeros behind K.
-static inline void quantize_row(const Weight& w, const float* x, const CodedRow& out) {
+// x (K) -> codes -127..127 to the nearest of each group's own scale, max|x| / 127; zeros behind K. The row is
+// number `at` of `side`.
+static inline void quantize_row(const Weight& w, const float* x, const CodedRows& out, int64_t at,
+                                int64_t side) {
     for (int64_t g = 0; g < w.groups; ++g) {
         const int64_t begin = g * w.group, count = smaller(w.group, w.k - begin), full = count / W * W;
         const float* from = x + begin;
@@ -61,12 +65,19 @@ static inline void quantize_row(const Weight& w, const float* x, const CodedRow&
         for (int64_t i = 0; i < w.group; i += W) {
             const V value = i < full ? load(from + i) : i < count ? rest : splat(0.0f);
             const V code = vround(value * splat(inverse));
-            store_codes(out.codes + begin + i, code);
+            if (side == 1) {
+                store_codes(out.codes + begin + i, code);
+            } else {
+                int8_t codes[W];
+                store_codes(codes, code);
+                int8_t* to = out.codes + (begin + i) * side + 4 * at;
+                for (int64_t j = 0; j < W; j += 4) std::memcpy(to + j * side, codes + j, 4);
+            }
             total = total + code;  // whole numbers, exact
         }
-        out.whole[g] = int32_t(sum(total));
-        out.scales[g] = top / 127.0f;
-        out.sums[g] = out.scales[g] * float(out.whole[g]);
+        out.whole[g * side + at] = int32_t(sum(total));
+        out.scales[g * side + at] = top / 127.0f;
+        out.sums[g * side + at] = out.scales[g * side + at] * float(out.whole[g * side + at]);
     }
 }
 
@@ -86,14 +97,16 @@ struct Fours {
 using Sums = __m512i;
 static inline Sums no_sums() { return _mm512_setzero_si512(); }
 static inline Fours load_fours(const uint8_t* p) {
-    const __m512i codes = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+    __m512i codes = _mm512_loadu_si512(p);
+    asm("" : "+v"(codes));  // loaded once, into a register
+    const __m512i mask = _mm512_set1_epi8(15);
     return {_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask)};
 }
 static inline Sums dot4(Sums sums, __m512i codes, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
 #if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(four));
+    return add_fours(sums, codes, _mm512_set1_epi32(four));
 #else
     const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi32(four));  // at most 2 · 15 · 127
     return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
@@ -278,18 +291,18 @@ constexpr int kPanelTile = 4;
 // -- panels
 // ----------------------------------------------------------------------------------------------------------------
 
-// P panels from `first` on times T coded rows from `row` on: y (T, 16·P), rows `stride` apart.
-template <Kind kind, int T, int P>
-static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows, int64_t row, float* y,
+// P panels from `first` on times the first T of S coded rows side by side: y (T, 16·P), rows `stride` apart.
+template <Kind kind, int T, int S, int P>
+static inline void multiply_panels(const Weight& w, int64_t first, const CodedRows& x, float* y,
                                    int64_t stride) {
     constexpr int64_t depth = kind == Kind::int4 ? 8 : 4;  // in-features in 64 bytes of codes
     const int64_t codes_bytes = w.groups * w.group / depth * 64, steps = w.group / depth;
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
-    CodedRow x[T];
+    const int8_t* fours = x.codes;
+    constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {
-        x[t] = coded_row(w, rows, row + t);
         EDGEVL_UNROLL
         for (int p = 0; p < P; ++p) {
             EDGEVL_UNROLL
@@ -299,27 +312,41 @@ static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows
     for (int64_t g = 0; g < w.groups; ++g) {
         Sums sums[P][T];
         EDGEVL_UNROLL
-        for (int p = 0; p < P; ++p) {
+        for (int t = 0; t < T; ++t) {
+            const Sums begin = kind == Kind::int8 ? first_sums(x.whole[g * S + t]) : no_sums();
             EDGEVL_UNROLL
-            for (int t = 0; t < T; ++t)
-                sums[p][t] = kind == Kind::int8 ? first_sums(x[t].whole[g]) : no_sums();
+            for (int p = 0; p < P; ++p) sums[p][t] = begin;
         }
-        for (int64_t j = g * steps; j < (g + 1) * steps; ++j) {
-            EDGEVL_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const uint8_t* from = codes + p * codes_bytes + j * 64;
-                __builtin_prefetch(from + 1024);
-                if constexpr (kind == Kind::int4) {
-                    const Fours four = load_fours(from);
+        // what is fetched ahead of the end of a panel is the beginning of the one P further on
+        const bool ends = (g + 1) * steps * 64 + kAhead > codes_bytes;
+        const int64_t ahead = ends ? kAhead + (P - 1) * codes_bytes : kAhead;
+        for (int64_t j = 0; j < steps; ++j, codes += 64, fours += depth * S) {
+            if constexpr (kind == Kind::int4) {
+                Fours four[P];
+                EDGEVL_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    if (fetch) __builtin_prefetch(codes + p * codes_bytes + ahead);
+                    four[p] = load_fours(codes + p * codes_bytes);
+                }
+                EDGEVL_UNROLL
+                for (int t = 0; t < T; ++t) {
                     EDGEVL_UNROLL
-                    for (int t = 0; t < T; ++t) {
-                        sums[p][t] = dot4(sums[p][t], four.low, x[t].codes + 8 * j);
-                        sums[p][t] = dot4(sums[p][t], four.high, x[t].codes + 8 * j + 4);
+                    for (int p = 0; p < P; ++p) {
+                        sums[p][t] = dot4(sums[p][t], four[p].low, fours + 4 * t);
+                        sums[p][t] = dot4(sums[p][t], four[p].high, fours + 4 * (S + t));
                     }
-                } else {
-                    const Bytes bytes = load_bytes(from);
+                }
+            } else {
+                Bytes bytes[P];
+                EDGEVL_UNROLL
+                for (int p = 0; p < P; ++p) {
+                    if (fetch) __builtin_prefetch(codes + p * codes_bytes + ahead);
+                    bytes[p] = load_bytes(codes + p * codes_bytes);
+                }
+                EDGEVL_UNROLL
+                for (int t = 0; t < T; ++t) {
                     EDGEVL_UNROLL
-                    for (int t = 0; t < T; ++t) sums[p][t] = dot_bytes(sums[p][t], bytes, x[t].codes + 4 * j);
+                    for (int p = 0; p < P; ++p) sums[p][t] = dot_bytes(sums[p][t], bytes[p], fours + 4 * t);
                 }
             }
         }
@@ -332,12 +359,17 @@ static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows
                     const int64_t at = ((first + p) * w.groups + g) * kLanes + i * W;
                     scale = load_half(static_cast<const uint16_t*>(w.scales) + at);
                     shift = scale * load_zeros(w.zeros + at);
+                    if (fetch) {
+                        const int64_t next = at + P * w.groups * kLanes;
+                        __builtin_prefetch(static_cast<const uint16_t*>(w.scales) + next);
+                        __builtin_prefetch(w.zeros + next);
+                    }
                 }
                 EDGEVL_UNROLL
                 for (int t = 0; t < T; ++t) {
-                    const V whole = as_float(sums[p][t], i) * splat(x[t].scales[g]);
+                    const V whole = as_float(sums[p][t], i) * splat(x.scales[g * S + t]);
                     if constexpr (kind == Kind::int4) {
-                        acc[p][t][i] = fma(scale, whole, acc[p][t][i]) - shift * splat(x[t].sums[g]);
+                        acc[p][t][i] = fma(scale, whole, acc[p][t][i]) - shift * splat(x.sums[g * S + t]);
                     } else {
                         acc[p][t][i] = acc[p][t][i] + whole;
                     }
@@ -358,41 +390,56 @@ static inline void multiply_panels(const Weight& w, int64_t first, uint8_t* rows
     }
 }
 
-// Panels [first, last) times rows [row, row + T): into out (rows, N), the last panel cut off at N.
-template <Kind kind, int T>
-static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t row,
-                                 float* out) {
-    constexpr int P = T == 1 ? 4 : T == 2 ? 2 : 1;
-    float* y = out + row * w.n;
+// Panels that are worked on together, so that sums fill the registers.
+constexpr int panels_abreast(int rows) {
+    if (W == 16) return rows <= 3 ? 4 : 2;
+    return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+// Panels [first, last) times the first T of S coded rows side by side: into y (T, N), the last panel cut off
+// at N.
+template <Kind kind, int T, int S>
+static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, const CodedRows& x, float* y) {
+    constexpr int P = panels_abreast(T);
     int64_t p = first;
     const int64_t whole = smaller(last, w.n / kLanes);
-    for (; p + P <= whole; p += P) multiply_panels<kind, T, P>(w, p, rows, row, y + p * kLanes, w.n);
-    for (; p < whole; ++p) multiply_panels<kind, T, 1>(w, p, rows, row, y + p * kLanes, w.n);
+    for (; p + P <= whole; p += P) multiply_panels<kind, T, S, P>(w, p, x, y + p * kLanes, w.n);
+    for (; p < whole; ++p) multiply_panels<kind, T, S, 1>(w, p, x, y + p * kLanes, w.n);
     for (; p < last; ++p) {
         float ragged[T * kLanes];
-        multiply_panels<kind, T, 1>(w, p, rows, row, ragged, kLanes);
+        multiply_panels<kind, T, S, 1>(w, p, x, ragged, kLanes);
         for (int t = 0; t < T; ++t) {
             for (int64_t n = p * kLanes; n < w.n; ++n) y[t * w.n + n] = ragged[t * kLanes + n - p * kLanes];
         }
     }
 }
 
-template <Kind kind, int T>
-static inline void multiply_tail(int64_t count, const Weight& w, int64_t first, int64_t last, uint8_t* rows,
-                                 int64_t row, float* out) {
-    if (count == T) return multiply_rows<kind, T>(w, first, last, rows, row, out);
-    if constexpr (T > 1) multiply_tail<kind, T - 1>(count, w, first, last, rows, row, out);
+// Rows that lie side by side in a step of `rows`: a register tile, or all where they are fewer.
+static inline int64_t side_of(int64_t rows) { return smaller(rows, kPanelTile); }
+
+// `count` < T rows side by side by themselves (S = 0), or behind whole tiles.
+template <Kind kind, int T, int S>
+static inline void multiply_tail(int64_t count, const Weight& w, int64_t first, int64_t last,
+                                 const CodedRows& x, float* y) {
+    if (count == T) return multiply_rows<kind, T, S == 0 ? T : S>(w, first, last, x, y);
+    if constexpr (T > 1) multiply_tail<kind, T - 1, S>(count, w, first, last, x, y);
 }
 
 // Panels [first, last) times any number of coded rows.
 template <Kind kind>
 static inline void multiply_coded(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t count,
                                   float* out) {
+    constexpr int S = kPanelTile;
+    if (count < S)
+        return multiply_tail<kind, S - 1, 0>(count, w, first, last, coded_rows(w, rows, 0, count), out);
     int64_t row = 0;
-    for (; row + kPanelTile <= count; row += kPanelTile) {
-        multiply_rows<kind, kPanelTile>(w, first, last, rows, row, out);
+    for (; row + S <= count; row += S) {
+        multiply_rows<kind, S, S>(w, first, last, coded_rows(w, rows, row, S), out + row * w.n);
     }
-    if (row < count) multiply_tail<kind, kPanelTile - 1>(count - row, w, first, last, rows, row, out);
+    if (row < count) {
+        multiply_tail<kind, S - 1, S>(count - row, w, first, last, coded_rows(w, rows, row, S),
+                                      out + row * w.n);
+    }
 }
 
 }  // namespace EDGEVL_ISA

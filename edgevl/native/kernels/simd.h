@@ -282,6 +282,19 @@ static inline void transpose(V r[W]) {
 
 #endif
 
+#if defined(__AVX512VNNI__)
+// sums += products of unsigned and signed int8 by fours, or of int16 by twos. Written out, since GCC 12 moves
+// sums that an intrinsic adds to from register to register and out to memory.
+static inline __m512i add_fours(__m512i sums, __m512i codes, __m512i x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(x));
+    return sums;
+}
+static inline __m512i add_twos(__m512i sums, __m512i a, __m512i b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+    return sums;
+}
+#endif
+
 // -- functions
 // -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""edgevl beside the other runtimes of this processor."""
