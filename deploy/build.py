@@ -42,7 +42,7 @@ from edgevl.files import atomic_file, check_target, sha256_file, staging_directo
 from edgevl.layouts import int4_shapes, int8_shapes, pack
 from edgevl.memory import max_counts
 from edgevl.models.names import Part, all_parts
-from edgevl.recorder import record_decoder, record_vision
+from edgevl.recorder import record_model
 from edgevl.runner import Limits
 from edgevl.safetensors_file import TensorSpec, write_safetensors
 from edgevl.targets import target_info
@@ -138,8 +138,7 @@ def _kernels(
     if info.backend != "cuda":
         return {}
     forms = {part.name: _form(checkpoint, part, settings) for part in parts}
-    graphs = [record_decoder(config)] + ([record_vision(config)] if config.vision is not None else [])
-    lowered = lower(graphs, config.text, limits, forms.__getitem__, config.tokens.size)
+    lowered = lower(record_model(config), config.text, limits, forms.__getitem__, config.tokens.size)
     return compile_kernels(lowered.kernels(max_counts(limits)), info.architecture, progress)
 
 

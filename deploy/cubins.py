@@ -119,11 +119,16 @@ def _run(jobs: Mapping[str, Job], moved: Callable[[int], None]) -> dict[str, Job
                         key, job = waiting.get_nowait()
                     except queue.Empty:
                         return
-                    with suppress(BrokenPipeError):
+                    try:
                         process.stdin.write(json.dumps(job) + "\n")
                         process.stdin.flush()
-                    line = process.stdout.readline()
-                    answers[key] = json.loads(line) if line else {"error": f"the compiler died ({_last_line(said)})"}
+                        answers[key] = json.loads(process.stdout.readline())
+                    except (BrokenPipeError, ValueError):  # it died, before it answered or in the middle
+                        with suppress(BrokenPipeError):
+                            process.stdin.close()
+                        process.wait()
+                        answers[key] = {"error": f"the compiler died ({_last_line(said)})"}
+                        return
                     moved(len(answers))
 
         count = min(len(jobs), os.cpu_count() or 1)

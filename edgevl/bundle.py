@@ -177,6 +177,10 @@ class Bundle:
         bias = self._file.array(record.bias) if record.bias is not None else None
         return StoredWeight(record.kind, tuple(record.shape), arrays, bias)
 
+    def release(self) -> None:
+        """Give back the memory of weights that were read, as when a GPU holds them now; they can be read again."""
+        self._file.release()
+
     def kernel_file(self, name: str) -> bytes:
         """A file of compiled kernels."""
         return (self.path / name).read_bytes()

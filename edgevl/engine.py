@@ -220,7 +220,9 @@ def make_runner(bundle: Bundle, threads: int | None, backend: str) -> Runner:
 
         cubins = Cubins(manifest.kernels, bundle.kernel_file)
         device = CudaDevice(f"the bundle was built for {target.name} ({target.architecture})", target.architecture)
-        return CudaRunner(manifest.model, manifest.limits, bundle.weight, device, cubins)
+        runner = CudaRunner(manifest.model, manifest.limits, bundle.weight, device, cubins)
+        bundle.release()
+        return runner
     if backend == "cuda":
         raise BundleError(f"the bundle was built for {target.name} and has no GPU kernels; see `edgevl targets`")
     from edgevl.backends.cpu import CpuRunner

@@ -223,3 +223,8 @@ def record_vision(config: ModelConfig) -> Graph:
     ops = _recorder("vision", config)
     pixels = ops.input("pixels", Rows("tiles"), 3 * config.vision.tile_size**2, "u8")
     return ops.finish(image_embeddings(ops, config.vision, config.projector, pixels))
+
+
+def record_model(config: ModelConfig) -> list[Graph]:
+    """The graphs that a backend replays: the decoder's, and the vision graph of a model that sees."""
+    return [record_decoder(config), *([record_vision(config)] if config.vision is not None else [])]

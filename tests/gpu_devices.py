@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,6 +57,12 @@ class InterpreterDevice:
         address = self._start
         self._start += -(-size // 256) * 256
         return address
+
+    def free(self, address: int) -> None:
+        assert 0 < address < self._start
+
+    def bandwidth(self) -> None:
+        return None
 
     def zero(self, address: int, size: int) -> None:
         self._memory[address : address + size] = 0
@@ -112,7 +119,12 @@ class FakeDriver:
             assert hasattr(self, name)
             setattr(self, name, value)
         self.allocated: list[tuple[int, int]] = []
+        self._next = 7 << 32
+        self._entered = threading.local()
+        self._loaded: set[str] = set()  # functions that ran
         self.launches: list[str] = []
+        self.passed: list[tuple[str, list[int]]] = []  # of every launch: function and values
+        self.graphs = 0  # that were captured and not destroyed
         self.replays: list[Any] = []
         self.permissions: dict[str, int] = {}
         self._capturing = False
@@ -129,6 +141,10 @@ class FakeDriver:
             return getattr(driver, name)  # enumerations
 
         def call(*arguments: Any) -> tuple[Any, ...]:
+            if name not in ("cuInit", "cuCtxSetCurrent", "cuDriverGetVersion") and not name.startswith("cuDevice"):
+                assert getattr(self._entered, "context", "") == "context", f"{name} on a thread without the context"
+            if name not in ("cuLaunchKernel", "cuStreamEndCapture"):
+                assert not self._capturing, name
             status = self.fails.get(name, driver.CUresult.CUDA_SUCCESS)
             found = getattr(self, f"_{name}", lambda *_: ())(*arguments)
             return (status, *found)
@@ -151,6 +167,10 @@ class FakeDriver:
     def _cuDevicePrimaryCtxRetain(self, device: int) -> tuple[str]:  # noqa: N802
         return ("context",)
 
+    def _cuCtxSetCurrent(self, context: str) -> tuple[()]:  # noqa: N802
+        self._entered.context = context
+        return ()
+
     def _cuStreamCreate(self, flags: int) -> tuple[str]:  # noqa: N802
         return ("stream",)
 
@@ -158,15 +178,19 @@ class FakeDriver:
         return self.free, 1 << 34
 
     def _cuMemAlloc(self, size: int) -> tuple[int]:  # noqa: N802
-        start = sum(-(-s // 512) * 512 for _, s in self.allocated) + (7 << 32)
+        start, self._next = self._next, self._next + -(-size // 512) * 512
         self.allocated.append((start, size))
         return (start,)
+
+    def _cuMemFree(self, address: int) -> tuple[()]:  # noqa: N802
+        self.allocated.remove(next(place for place in self.allocated if place[0] == address))
+        return ()
 
     def _inside(self, address: int, size: int = 1) -> bool:
         return any(start <= address and address + size <= start + room for start, room in self.allocated)
 
     def _cuMemcpyHtoDAsync(self, to: int, start: int, size: int, stream: str) -> tuple[()]:  # noqa: N802
-        assert self._inside(to, size) and stream == "stream" and not self._capturing
+        assert self._inside(to, size) and stream == "stream"
         return ()
 
     def _cuMemcpyDtoHAsync(self, to: int, start: int, size: int, stream: str) -> tuple[()]:  # noqa: N802
@@ -201,7 +225,13 @@ class FakeDriver:
                 assert value % 16 == 0 and self._inside(value), f"{function}: {kind} {value:#x}"
             else:
                 assert 0 < value < 1 << 31, f"{function}: {kind} {value}"
-        (self._captured if self._capturing else self.launches).append(function)
+        self.passed.append((function, values[:-2]))
+        if self._capturing:
+            assert function in self._loaded, f"{function} would be loaded while it is captured"
+            self._captured.append(function)
+        else:
+            self._loaded.add(function)
+            self.launches.append(function)
         return ()
 
     def _cuStreamBeginCapture(self, stream: str, mode: Any) -> tuple[()]:  # noqa: N802
@@ -210,7 +240,12 @@ class FakeDriver:
 
     def _cuStreamEndCapture(self, stream: str) -> tuple[list[str]]:  # noqa: N802
         self._capturing = False
+        self.graphs += 1
         return (self._captured,)
+
+    def _cuGraphDestroy(self, graph: list[str]) -> tuple[()]:  # noqa: N802
+        self.graphs -= 1
+        return ()
 
     def _cuGraphInstantiate(self, graph: list[str], flags: int) -> tuple[list[str]]:  # noqa: N802
         return (graph,)

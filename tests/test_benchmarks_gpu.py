@@ -7,17 +7,22 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.checks import operations, sampling, tiny_model
+from benchmarks.gpu import speed
+from benchmarks.gpu.checks import operation, sampling, tiny_model
 from benchmarks.gpu.models import eight_b, random_weights, tiny
 from benchmarks.gpu.speed import linear_operations, step_bytes
+from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.backends.cuda_kernels import Kernel, KernelRecord
 from edgevl.backends.cuda_program import Cubins
+from edgevl.contracts import CONTRACTS
+from edgevl.errors import EdgevlError
 from edgevl.models.names import all_parts
 from gpu_devices import FakeDriver, InterpreterDevice, uncompiled
 
@@ -41,10 +46,28 @@ def pretend(monkeypatch: pytest.MonkeyPatch, device: InterpreterDevice | None, d
 def test_checks_pass_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     device = InterpreterDevice({}, 128 << 20)
     pretend(monkeypatch, device, None)
-    found = operations(device, "sm_90", every=60)
+    found = {op: operation(device, "sm_90", op, every=60) for op in CONTRACTS}
     assert all(entry["cases"] > 0 and entry["worst"] <= 1 for entry in found.values()), found
     result = tiny_model(device, "sm_90", tokens=2)
-    assert result["largest_difference"] < 0.1 and result["steps_alike"]
+    assert result["largest_difference"] < 0.1 and result["steps_alike"] and result["chosen_right"]
+    wrong = result | {"chosen_right": False}
+    for model, good in ((result, True), (wrong, False), (result | {"largest_difference": None}, False)):
+        assert command._good({"failed": {}, "operations": found, "tiny_model": model}) is good
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_token_that_the_logits_do_not_say_is_found(monkeypatch: pytest.MonkeyPatch, drawn: bool) -> None:
+    device = InterpreterDevice({}, 128 << 20)
+    pretend(monkeypatch, device, None)
+    right = CudaRunner.choose
+
+    def choose(self: CudaRunner, *step: Any) -> Any:
+        found = right(self, *step)
+        return found - (found > 0) if bool(step[-1].any()) == drawn else found
+
+    monkeypatch.setattr(CudaRunner, "choose", choose)
+    monkeypatch.setattr("benchmarks.gpu.checks._alike", lambda gpu, place: True)  # not what this is about
+    assert not tiny_model(device, "sm_90", tokens=1)["chosen_right"]
 
 
 def test_tokens_are_drawn_as_the_twin_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +88,42 @@ def test_the_command_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys
     assert len(document["goals"]) == 5
     assert document["gpu"] == "Orin, sm_90"
     assert driver.launches
+    assert driver.allocated == []
+    assert document["failed"] == {}
+
+
+def test_what_fails_late_loses_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    driver = FakeDriver(Cubins({}, lambda file: b""), sm=(9, 0))
+    pretend(monkeypatch, None, driver)
+    device = CudaDevice("this test runs kernels", "", driver)
+
+    def matrix_rate() -> float:
+        raise RuntimeError("out of memory")
+
+    right = command.operation
+
+    def operation(device: Any, architecture: str, op: str, every: int) -> Any:
+        if op == "linear":
+            raise EdgevlError("the GPU's driver failed")
+        return right(device, architecture, op, 90)
+
+    def tower(self: speed.Meter) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.torch_peer, "matrix_rate", matrix_rate)
+    monkeypatch.setattr(command, "operation", operation)
+    monkeypatch.setattr(speed.Meter, "tower", tower)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--tiny"], device)
+    line = capsys.readouterr().out.splitlines()[-1]
+    document = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert document["failed"]["linear"] == "EdgevlError: the GPU's driver failed"
+    assert "out of memory" in document["failed"]["torch's matrix product"]
+    assert document["operations"].keys() == CONTRACTS.keys() - {"linear"}
+    assert document["prefill_2048"]["share_of_matrix_rate"] is None
+    assert {"spread", "milliseconds"} <= document["decode_1"].keys()
+    assert document["versions"]["driver"] == "13.0"
+    assert not command._good(document)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,18 @@ from checkpoints import tiny_llama, tiny_vl
 from deploy.build import BuildSettings, build
 from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
-from edgevl.backends.cuda_kernels import Kernel, WeightArray
+from edgevl.backends.cuda_kernels import Choice, Kernel, WeightArray
 from edgevl.backends.cuda_lowering import Form, lower
-from edgevl.backends.cuda_program import Cubins
+from edgevl.backends.cuda_program import Cubins, Program
 from edgevl.backends.reference import ReferenceRunner
 from edgevl.bundle import Bundle
 from edgevl.commands import doctor
 from edgevl.config import ModelConfig
 from edgevl.errors import BundleError, CapacityError, EdgevlError, UsageError
 from edgevl.layouts import StoredWeight, relaid, unpack
-from edgevl.memory import buffer_bytes, max_counts
+from edgevl.memory import Placement, aligned, buffer_bytes, max_counts
 from edgevl.prefill import feed
-from edgevl.recorder import record_decoder, record_vision
+from edgevl.recorder import Buffer, Graph, Rows, record_model
 from edgevl.runner import Limits
 from edgevl.sampling import choose
 from edgevl.weights import dequantize
@@ -55,14 +56,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ModelCon
     return found
 
 
-def kernels_of(config: ModelConfig, weights: Weights, limits: Limits = LIMITS) -> dict[str, Kernel]:
-    graphs = [record_decoder(config)] + ([record_vision(config)] if config.vision else [])
-
+def form_of(weights: Weights) -> Callable[[str], Form]:
     def form(name: str) -> Form:
         stored = weights(name)
         return Form(stored.kind, stored.group_size)
 
-    return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
+    return form
+
+
+def kernels_of(config: ModelConfig, weights: Weights, limits: Limits = LIMITS) -> dict[str, Kernel]:
+    return lower(record_model(config), config.text, limits, form_of(weights), config.tokens.size).kernels(
+        max_counts(limits)
+    )
 
 
 def interpreted(config: ModelConfig, weights: Weights, kv: str = "f16") -> CudaRunner:
@@ -172,6 +177,38 @@ def driven(models: dict[str, tuple[ModelConfig, Weights]], **facts: Any) -> tupl
     return CudaRunner(config, LIMITS, weights, device, cubins), driver
 
 
+def test_a_step_may_run_on_another_thread(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    runner, driver = driven(models)
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as other:
+            other.submit(runner.decode, i32(5), i32(0), i32(0), None, i32(0)).result()
+    assert len(driver.replays) == 2
+
+
+def test_more_slots_than_rows_of_logits_are_captured_with_every_kernel_loaded(
+    models: dict[str, tuple[ModelConfig, Weights]],
+) -> None:
+    config, weights = models["vl"]
+    limits = replace(LIMITS, slots=14, logit_rows=12)
+    cubins = uncompiled(kernels_of(config, weights, limits))
+    driver = FakeDriver(cubins)
+    runner = CudaRunner(config, limits, weights, CudaDevice("the bundle", "sm_87", driver), cubins)
+    assert driver.graphs == 0  # only what is replayed is kept
+    places = i32(*range(12))
+    driver.launches.clear()
+    runner.decode(places, places, places, None, places)
+    assert (driver.launches, len(driver.replays)) == ([], 1)
+    runner.close()
+    assert driver.allocated == []
+
+
+def test_a_step_without_a_kernel_is_no_silent_skip(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    runner, _ = driven(models)
+    with pytest.raises(EdgevlError, match="49 rows at once"):
+        Choice(Rows("tokens"), ((48, ()),)).calls({"tokens": 49})
+    assert runner._program._calls["decoder"][0].calls({"tokens": 0}) == ()
+
+
 def test_one_token_replays_a_graph_and_everything_is_allocated_at_load(
     models: dict[str, tuple[ModelConfig, Weights]],
 ) -> None:
@@ -232,6 +269,85 @@ def test_nothing_in_memory_overlaps(models: dict[str, tuple[ModelConfig, Weights
     assert all(start % 16 == 0 for start, _ in spans) and spans[-1][1] <= plan.total
     cells = LIMITS.slots * text.kv_heads * LIMITS.context
     assert plan.kv >= 2 * text.layers * cells * (text.head_dim + 4 if kv == "int8" else 2 * text.head_dim)
+
+
+def apart(graphs: Sequence[Graph], counts: dict[str, int]) -> Placement:
+    """Every buffer in a place of its own, also those that never live at the same time."""
+    offsets, position = {}, 0
+    for graph in graphs:
+        places = list(accumulate((spaced(buffer_bytes(b, counts)) for b in graph.buffers), initial=position))
+        offsets[graph.name], position = tuple(places[:-1]), places[-1]
+    return Placement(offsets, {}, 0, position)
+
+
+def spaced(size: int) -> int:
+    return aligned(size) + 256
+
+
+def gaps(program: Program, counts: dict[str, int]) -> np.ndarray:
+    """Indices of the arena's bytes that belong to nothing."""
+    plan, free = program.plan, np.ones(program.plan.total, bool)
+    for name, graph in program._graphs.items():
+        for buffer, start in zip(graph.buffers, plan.offsets[name], strict=True):
+            free[start : start + buffer_bytes(buffer, counts)] = False
+    starts = [start for start, _ in plan.regions.values()]
+    for (start, size), end in zip(plan.regions.values(), [*starts[1:], plan.total], strict=True):
+        for layer in range(start, end, size):
+            free[layer : layer + size - 256] = False
+    return np.flatnonzero(free)
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_kernels_neither_write_nor_use_what_lies_between_buffers(
+    models: dict[str, tuple[ModelConfig, Weights]], kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gaps hold 0xFF, no number in f16 and f32: read and used, it would be seen in what comes out."""
+    monkeypatch.setattr("edgevl.backends.cuda_memory.place_graphs", apart)
+    monkeypatch.setattr("edgevl.backends.cuda_memory.aligned", spaced)
+    config, weights = models["vl"]
+    runner = interpreted(config, weights, kv)
+    program, device = runner._program, runner._device
+    between = gaps(program, max_counts(LIMITS))
+    assert len(between) >= 256 * (len(program.plan.regions) + 20)
+    arena = device._memory.numpy()[program._base : program._base + program.plan.total]  # type: ignore[attr-defined]
+    arena[between] = 0xFF
+    assert config.vision is not None
+    side = config.vision.tile_size
+    images = runner.vision(np.full((1, side, side, 3), 99, np.uint8))
+    assert np.isfinite(images).all()
+    prompt = [*(-1 - r for r in range(len(images))), *range(5, 30)]
+    assert np.isfinite(feed(runner, prompt, 0, images, 3)).all()
+    place = len(prompt)
+    for draws in (GREEDY, np.array([[0.7, 0.9, 0.5]], np.float32)):
+        assert 0 <= runner.choose(i32(7), i32(place), i32(0), None, i32(0), draws)[0] < config.tokens.size
+    assert np.isfinite(runner.decode(i32(7, 8, 9), i32(place, 0, 0), i32(0, 1, 2), None, i32(2, 0, 1))).all()
+    assert (arena[between] == 0xFF).all()
+
+
+def test_the_driver_gets_each_argument_where_its_kernel_has_it(models: dict[str, tuple[ModelConfig, Weights]]) -> None:
+    """What arrives, cell by cell, beside what was lowered; and every buffer ends inside what was allocated."""
+    config, weights = models["vl"]
+    runner, driver = driven(models)
+    lowered = lower(record_model(config), config.text, LIMITS, form_of(weights), config.tokens.size)
+    counts = {"tokens": 40, "logits": 1, "images": 4}
+    images = np.zeros((4, config.text.hidden_size), np.float32)
+    driver.passed.clear()
+    runner.decode(i32(*range(40)), i32(*range(40)), i32(*[0] * 40), images, i32(39))
+    wanted = [launch for choice in lowered.choices["decoder"] for launch in choice.calls(counts)]
+    assert len(wanted) == len(driver.passed) > 10
+    for launch, (function, values) in zip(wanted, driver.passed, strict=True):
+        assert function == launch.kernel.key
+        for argument, value in zip(launch.arguments, values, strict=True):
+            if isinstance(argument, Rows):
+                assert value == argument.factor * counts[argument.symbol]
+                continue
+            assert value == runner._program.address(argument, "decoder")
+            if isinstance(argument, Buffer):
+                assert driver._inside(value, buffer_bytes(argument, max_counts(LIMITS)))
+            elif isinstance(argument, WeightArray):
+                stored = weights(argument.name)
+                array = stored.bias if argument.field == "bias" else stored.arrays[argument.field]
+                assert array is not None and driver._inside(value, array.nbytes)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +411,16 @@ def test_no_driver_and_failing_calls_are_sentences(models: dict[str, tuple[Model
         CudaDevice("the bundle", "sm_87", Missing("cuStreamCreate"))
     with pytest.raises(EdgevlError, match=r"cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
         driven(models, fails={"cuModuleLoadData": CUresult.CUDA_ERROR_INVALID_IMAGE})
+    full = CUresult.CUDA_ERROR_OUT_OF_MEMORY
     with pytest.raises(CapacityError, match="memory"):
-        driven(models, fails={"cuMemAlloc": CUresult.CUDA_ERROR_OUT_OF_MEMORY})
+        driven(models, fails={"cuMemAlloc": full})
+    runner, driver = driven(models)
+    driver.fails["cuGraphLaunch"] = full
+    with pytest.raises(EdgevlError, match="cuGraphLaunch: CUDA_ERROR_OUT_OF_MEMORY") as caught:
+        runner.decode(i32(5), i32(0), i32(0), None, i32(0))
+    assert not isinstance(caught.value, UsageError)  # no wrong input: a service must end, and be started again
+    with pytest.raises(EdgevlError, match="cuMemGetInfo: CUDA_ERROR_DEINITIALIZED"):
+        driven(models, fails={"cuMemGetInfo": CUresult.CUDA_ERROR_DEINITIALIZED})
 
 
 def test_steps_beyond_the_plan_and_wrong_indices_never_reach_a_kernel(

@@ -7,29 +7,34 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.gpu.models import eight_b
 from checkpoints import tiny_vl
 from deploy import cubins
 from deploy.build import BuildSettings, build
 from deploy.cubins import compile_kernels
 from deploy.kernels.tuning import SHARED_LIMIT
 from edgevl.backends.cuda_lowering import Form, lower
+from edgevl.backends.cuda_program import Cubins
 from edgevl.bundle import Bundle
 from edgevl.cli import main
+from edgevl.commands import bench
 from edgevl.config import ModelConfig
 from edgevl.engine import make_runner
 from edgevl.errors import BundleError, EdgevlError, MissingExtraError, UsageError
 from edgevl.memory import max_counts
 from edgevl.prefill import feed
-from edgevl.recorder import record_decoder, record_vision
+from edgevl.recorder import record_model
 from edgevl.runner import Limits
 from edgevl.targets import TARGETS
-from gpu_devices import FUNCTIONS
+from gpu_devices import FUNCTIONS, FakeDriver
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def test_a_gpu_bundle_is_whole_and_its_golden_prompt_is_of_the_processor(bundle:
         assert 0 <= record.shared <= SHARED_LIMIT["sm_87"]
     forms = {n: opened.weight(n) for n in manifest.weights}
     lowered = lower(
-        [record_decoder(manifest.model)],
+        record_model(manifest.model),
         manifest.model.text,
         manifest.limits,
         lambda name: Form(forms[name].kind, forms[name].group_size),
@@ -106,6 +111,53 @@ def test_inspect_lists_kernels_and_chat_says_what_is_missing(bundle: Path, capfd
     assert "orin-nano-8gb" in said.err
 
 
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are counted as this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and first == "Rss:":
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+def on_fake_driver(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """Kernels by names of their own, as many have the same symbol in different files."""
+    bundle.manifest.kernels.update({k: replace(r, symbol=k) for k, r in bundle.manifest.kernels.items()})
+    driver = FakeDriver(Cubins(bundle.manifest.kernels, bundle.kernel_file))
+    monkeypatch.setattr("edgevl.backends.cuda_device._bindings", lambda: driver)
+    return driver
+
+
+def test_weights_that_a_gpu_holds_are_not_held_twice(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(bundle)
+    on_fake_driver(opened, monkeypatch)
+    for name in opened.manifest.weights:
+        for array in opened.weight(name).arrays.values():
+            array.max()
+    assert resident(bundle / "weights.safetensors") > opened.weight_bytes // 2
+    runner = make_runner(opened, None, "auto")
+    assert resident(bundle / "weights.safetensors") == 0
+    assert runner.planned_bytes > opened.weight_bytes // 2
+
+
+def test_bench_measures_the_gpu_and_what_an_answer_does(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.open(bundle)
+    driver = on_fake_driver(opened, monkeypatch)
+    for name in ("read_bandwidth", "int8_rate"):
+        monkeypatch.setattr(bench, name, lambda *_: pytest.fail("that is the processor's"))
+    runner = make_runner(opened, None, "auto")
+    found = bench.measure(opened, runner, 20, 3, 0, 1)["bandwidth"]
+    assert found["available_gb_s"] > 0 and found["share"] is not None
+    assert [graph for graph in driver.replays if graph[0].startswith("argmax")]
+    assert len(driver.allocated) == 2
+    driver.free = 1 << 20
+    found = bench.measure(opened, runner, 20, 3, 0, 1)["bandwidth"]
+    assert (found["available_gb_s"], found["share"]) == (None, None)
+
+
 def test_a_bundle_whose_kernels_were_edited_is_refused(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     key, record = next(iter(opened.manifest.kernels.items()))
@@ -118,7 +170,7 @@ def test_a_bundle_whose_kernels_were_edited_is_refused(bundle: Path) -> None:
         Bundle.open(bundle, verify=True)
 
 
-def kernels_of(config: ModelConfig, kv: str = "f16") -> dict[str, cubins.Kernel]:
+def kernels_of(config: ModelConfig, kv: str = "f16", group: int = 32) -> dict[str, cubins.Kernel]:
     """Everything that a model launches whose decoder is int4, whose tower is int8, and whose head is f16."""
 
     def form(name: str) -> Form:
@@ -126,11 +178,10 @@ def kernels_of(config: ModelConfig, kv: str = "f16") -> dict[str, cubins.Kernel]
             return Form("f32")
         if name in ("embed", "head", "vision.patch"):
             return Form("f16")
-        return Form("int8") if name.startswith(("vision", "projector")) else Form("int4", 32)
+        return Form("int8") if name.startswith(("vision", "projector")) else Form("int4", group)
 
     limits = Limits(context=256, chunk=64, kv=kv)
-    graphs = [record_decoder(config), record_vision(config)]
-    return lower(graphs, config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
+    return lower(record_model(config), config.text, limits, form, config.tokens.size).kernels(max_counts(limits))
 
 
 def small_kernels(config: ModelConfig) -> dict[str, cubins.Kernel]:
@@ -202,6 +253,35 @@ def test_too_much_shared_memory_is_found_here_and_not_on_the_device(
     monkeypatch.setitem(SHARED_LIMIT, "sm_87", 1000)
     with pytest.raises(EdgevlError, match=r"shared memory, sm_87 has 1,000"):
         compile_kernels(kernels, "sm_87")
+
+
+@pytest.mark.parametrize("said", ["", '{"symbol": "ge'])
+def test_a_compiler_that_dies_is_one_sentence(
+    said: str, bundle_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(folder: str, errors: Any) -> subprocess.Popen[str]:
+        code = f"import sys; sys.stdout.write({said!r}); sys.exit('Killed')"
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=errors, text=True)
+        process.wait()
+        return process
+
+    kernels = small_kernels(bundle_config)
+    assert len(kernels) > 2
+    monkeypatch.setenv("EDGEVL_CACHE", str(tmp_path))
+    monkeypatch.setattr(cubins, "_compiler", dead)
+    with pytest.raises(EdgevlError, match=r"does not compile for sm_87: the compiler died \(Killed\)"):
+        compile_kernels(kernels, "sm_87")
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_120"])
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_the_largest_kernels_of_the_8b_fit_into_the_least_shared_memory(architecture: str, kv: str) -> None:
+    names = ("attend", "full_attention", "gemm")
+    kernels = {key: kernel for key, kernel in kernels_of(eight_b(), kv, 128).items() if kernel.name in names}
+    assert {kernel.name for kernel in kernels.values()} == {*names}
+    most = max(record.shared for record, _ in compile_kernels(kernels, architecture).values())
+    assert 48 << 10 < most <= SHARED_LIMIT[architecture]
 
 
 def test_without_a_compiler_or_for_an_unknown_sm_the_build_says_so(

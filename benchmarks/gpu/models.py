@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy import cubins
+from edgevl.backends.cuda_kernels import Kernel
 from edgevl.backends.cuda_lowering import Form, lower
 from edgevl.backends.cuda_program import Cubins
 from edgevl.config import (
@@ -24,7 +25,7 @@ from edgevl.config import (
 from edgevl.layouts import StoredWeight, int4_shapes, int8_shapes
 from edgevl.memory import max_counts
 from edgevl.models.names import Part, all_parts
-from edgevl.recorder import record_decoder, record_vision
+from edgevl.recorder import record_model
 from edgevl.runner import Limits
 
 Weights = Callable[[str], StoredWeight]
@@ -89,8 +90,12 @@ def compiled(config: ModelConfig, weights: Weights, limits: Limits, architecture
         stored = weights(name)
         return Form(stored.kind, stored.group_size)
 
-    graphs = [record_decoder(config)] + ([record_vision(config)] if config.vision is not None else [])
-    lowered = lower(graphs, config.text, limits, form, config.tokens.size)
-    made = cubins.compile_kernels(lowered.kernels(max_counts(limits)), architecture)
+    lowered = lower(record_model(config), config.text, limits, form, config.tokens.size)
+    return cubins_of(lowered.kernels(max_counts(limits)), architecture)
+
+
+def cubins_of(kernels: Mapping[str, Kernel], architecture: str) -> Cubins:
+    """Kernels compiled here (or found in the cache), as a bundle would hold them."""
+    made = cubins.compile_kernels(kernels, architecture)
     files = {record.file: cubin for record, cubin in made.values()}
     return Cubins({key: record for key, (record, _) in made.items()}, files.__getitem__)

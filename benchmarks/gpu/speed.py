@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.gpu.models import Weights
 from edgevl.backends.cuda import CudaRunner
 from edgevl.backends.cuda_device import CudaDevice
 from edgevl.config import ModelConfig
@@ -20,8 +23,16 @@ from edgevl.runner import Limits
 LIMITS = Limits(context=4096, slots=8, chunk=1024, logit_rows=8, tiles=13)
 
 
-def seconds(work: Callable[[], None], device: CudaDevice, repeats: int = 5) -> float:
-    """Median of `repeats` runs after one to warm up, each waited for."""
+@dataclass(frozen=True)
+class Taken:
+    """How long something took: the median, and (max - min) / median."""
+
+    seconds: float
+    spread: float
+
+
+def timed(work: Callable[[], object], device: CudaDevice, repeats: int = 5) -> Taken:
+    """`repeats` runs after one to warm up, each waited for."""
     taken = []
     for _ in range(repeats + 1):
         device.wait()
@@ -29,14 +40,9 @@ def seconds(work: Callable[[], None], device: CudaDevice, repeats: int = 5) -> f
         work()
         device.wait()
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
-
-
-def copy_bandwidth(device: CudaDevice, size: int = 1 << 30) -> float:
-    """Bytes a second, read and written, of a copy on the device."""
-    source, to = device.allocate(size), device.allocate(size)
-    device.zero(source, size)
-    return 2 * size / seconds(lambda: device.copy(to, source, size), device)
+    kept = taken[1:]
+    middle = statistics.median(kept)
+    return Taken(middle, round((max(kept) - min(kept)) / middle, 3))
 
 
 def step_bytes(config: ModelConfig, weight_bytes: Callable[[str], int], depth: int, slots: int, kv: str = "f16") -> int:
@@ -51,91 +57,105 @@ def linear_operations(config: ModelConfig, regions: tuple[str, ...]) -> int:
     return sum(2 * int(np.prod(p.shape)) for p in all_parts(config) if p.kind == "linear" and p.region in regions)
 
 
-def decode(
-    runner: CudaRunner, device: CudaDevice, depth: int, slots: int, temperature: float = 0.0, steps: int = 32
-) -> float:
-    """Seconds of one step of `slots` sequences at `depth`, copies of tokens in and out included; greedy at 0."""
-    tokens, rows = np.full(slots, 17, np.int32), np.arange(slots, dtype=np.int32)
-    draws = np.array([[temperature, 0.9, 0.5]] * slots, np.float32)
+class Meter:
+    """Measures one runner; `limits` is what the GPU can do, as in the command's document."""
 
-    def run() -> None:
-        chosen = tokens
-        for step in range(steps):
-            chosen = runner.choose(chosen, np.full(slots, depth + step, np.int32), rows, None, rows, draws)
+    def __init__(
+        self,
+        runner: CudaRunner,
+        device: CudaDevice,
+        config: ModelConfig,
+        weights: Weights,
+        limits: Mapping[str, float | None],
+    ) -> None:
+        self.runner, self._device, self._config, self._weights = runner, device, config, weights
+        self._limits = limits
+        self._ids = np.random.default_rng(0).integers(0, config.tokens.size, 2048).tolist()
 
-    return seconds(run, device) / steps
+    def decode(self, slots: int, temperature: float = 0.0, depth: int = 1024, steps: int = 32) -> dict[str, Any]:
+        """Steps of `slots` sequences at `depth`, copies of tokens in and out included; greedy at temperature 0."""
+        tokens, rows = np.full(slots, 17, np.int32), np.arange(slots, dtype=np.int32)
+        draws = np.array([[temperature, 0.9, 0.5]] * slots, np.float32)
 
+        def run() -> None:
+            chosen = tokens
+            for step in range(steps):
+                chosen = self.runner.choose(chosen, np.full(slots, depth + step, np.int32), rows, None, rows, draws)
 
-def decoding(
-    runner: CudaRunner, device: CudaDevice, config: ModelConfig, copy: float, weight_bytes: Callable[[str], int]
-) -> dict[str, Any]:
-    """Steps of 1 and 8 sequences at a depth of 1,024, greedy, and drawn with top-p."""
-    result: dict[str, Any] = {}
-    for name, slots, temperature in (("decode_1", 1, 0.0), ("decode_8", 8, 0.0), ("decode_1_top_p", 1, 0.7)):
-        taken = decode(runner, device, 1024, slots, temperature)
-        needed = step_bytes(config, weight_bytes, 1024, slots, runner.limits.kv)
-        result[name] = {
-            "tokens_per_second": round(slots / taken, 1),
-            "milliseconds": round(taken * 1e3, 3),
-            "gigabytes_per_second": round(needed / taken / 1e9, 1),
-            "share_of_copy": round(needed / taken / copy, 3),
+        taken = timed(run, self._device)
+        needed = step_bytes(self._config, lambda n: self._weights(n).nbytes, depth, slots, self.runner.limits.kv)
+        each = taken.seconds / steps
+        return {
+            "tokens_per_second": round(slots / each, 1),
+            "spread": taken.spread,
+            "milliseconds": round(each * 1e3, 3),
+            "gigabytes_per_second": round(needed / each / 1e9, 1),
+            "share_of_copy": _share(needed / each / 1e9, self._limits.get("copy_gigabytes_per_second")),
         }
-    return result
+
+    def prefill(self) -> dict[str, Any]:
+        """2,048 tokens of one sequence."""
+        taken = timed(lambda: feed(self.runner, self._ids, 0, None, 1), self._device, 3)
+        count = len(self._ids)
+        work = count * linear_operations(self._config, ("text",)) + _attention_operations(self._config, count)
+        return self._rate(taken, work) | {"tokens_per_second": round(count / taken.seconds, 1)}
+
+    def _pixels(self) -> NDArray[np.uint8]:
+        assert self._config.vision is not None
+        side = self._config.vision.tile_size
+        return np.zeros((self.runner.limits.tiles, side, side, 3), np.uint8)
+
+    def tower(self) -> dict[str, Any]:
+        """Every tile of a full picture at once."""
+        pixels = self._pixels()
+        taken = timed(lambda: self.runner.vision(pixels), self._device, 3)
+        return self._rate(taken, len(pixels) * _tower_operations(self._config)) | {"tiles": len(pixels)}
+
+    def first_token(self) -> dict[str, Any]:
+        """From a full picture and a short question to the logits of the first token."""
+        assert self._config.vision is not None
+        pixels = self._pixels()
+        prompt = [*(-1 - r for r in range(len(pixels) * self._config.vision.tile_tokens)), *self._ids[:16]]
+        taken = timed(lambda: feed(self.runner, prompt, 0, self.runner.vision(pixels), 1), self._device, 3)
+        found = {"tiles": len(pixels), "tokens": len(prompt)}
+        return {**found, "seconds": round(taken.seconds, 4), "spread": taken.spread}
+
+    def _rate(self, taken: Taken, work: int) -> dict[str, Any]:
+        rate = work / taken.seconds / 1e12
+        return {
+            "seconds": round(taken.seconds, 4),
+            "spread": taken.spread,
+            "teraflops": round(rate, 1),
+            "share_of_matrix_rate": _share(rate, self._limits.get("matrix_teraflops")),
+        }
+
+
+def _share(value: float, whole: float | None) -> float | None:
+    return None if not whole else round(value / whole, 3)
 
 
 def goals(document: dict[str, Any]) -> dict[str, str]:
-    """What was aimed at on an H200 beside what was found; "not measured" without torch."""
-    one, eight, limits = document["decode_1"], document["decode_8"], document["limits"]
-    peer = limits["torch_int4_step_milliseconds"]
+    """What was aimed at on an H200 beside what was found; "not measured" for what failed, or without torch."""
+
+    def of(section: str, name: str) -> float | None:
+        return document.get(section, {}).get(name)  # type: ignore[no-any-return]
+
     found: dict[str, tuple[float | None, float]] = {
-        "decode, share of copy bandwidth": (one["share_of_copy"], 0.7),
-        "decode, times torch's int4 linears": (None if peer is None else peer / one["milliseconds"], 1.5),
-        "prefill, share of matrix rate": (document["prefill_2048"]["share_of_matrix_rate"], 0.6),
-        "tower, share of matrix rate": (document.get("tower", {}).get("share_of_matrix_rate"), 0.5),
-        "8 slots, times one": (eight["tokens_per_second"] / one["tokens_per_second"], 5.0),
+        "decode, share of copy bandwidth": (of("decode_1", "share_of_copy"), 0.7),
+        "decode, times torch's int4 linears": (
+            _share(of("limits", "torch_int4_step_milliseconds") or 0.0, of("decode_1", "milliseconds")) or None,
+            1.5,
+        ),
+        "prefill, share of matrix rate": (of("prefill_2048", "share_of_matrix_rate"), 0.6),
+        "tower, share of matrix rate": (of("tower", "share_of_matrix_rate"), 0.5),
+        "8 slots, times one": (
+            _share(of("decode_8", "tokens_per_second") or 0.0, of("decode_1", "tokens_per_second")) or None,
+            5.0,
+        ),
     }
     return {
         name: "not measured" if value is None else f"{value:.2f} of {goal}" for name, (value, goal) in found.items()
     }
-
-
-def measure(
-    runner: CudaRunner,
-    device: CudaDevice,
-    config: ModelConfig,
-    copy: float,
-    rate: float | None,
-    weight_bytes: Callable[[str], int],
-) -> dict[str, Any]:
-    """Decode, prefill, tower, first token of a full picture; shares of `copy` (B/s) and `rate` (operations/s)."""
-    result = decoding(runner, device, config, copy, weight_bytes)
-    ids = np.random.default_rng(0).integers(0, config.tokens.size, 2048).tolist()
-    taken = seconds(lambda: _ignore(feed(runner, ids, 0, None, 1)), device, 3)
-    work = len(ids) * linear_operations(config, ("text",)) + _attention_operations(config, len(ids))
-    result["prefill_2048"] = _rate(taken, work, rate) | {"tokens_per_second": round(len(ids) / taken, 1)}
-    if config.vision is None:
-        return result
-    side, tiles = config.vision.tile_size, runner.limits.tiles
-    pixels = np.zeros((tiles, side, side, 3), np.uint8)
-    taken = seconds(lambda: _ignore(runner.vision(pixels)), device, 3)
-    result["tower"] = _rate(taken, tiles * _tower_operations(config), rate) | {"tiles": tiles}
-    count = tiles * config.vision.tile_tokens
-    prompt = [*(-1 - r for r in range(count)), *ids[:16]]
-
-    def first() -> None:
-        feed(runner, prompt, 0, runner.vision(pixels), 1)
-
-    result["first_token"] = {"tiles": tiles, "tokens": len(prompt), "seconds": round(seconds(first, device, 3), 4)}
-    return result
-
-
-def _ignore(_: object) -> None:
-    """A result that is only waited for."""
-
-
-def _rate(taken: float, work: int, rate: float | None) -> dict[str, Any]:
-    share = None if rate is None else round(work / taken / rate, 3)
-    return {"seconds": round(taken, 4), "teraflops": round(work / taken / 1e12, 1), "share_of_matrix_rate": share}
 
 
 def _attention_operations(config: ModelConfig, tokens: int) -> int:

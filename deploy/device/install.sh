@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install edgevl-caption as a systemd service that starts with the machine.
 #
-#   install.sh BUNDLE SOURCE...      as root; edgevl must be installed (pip install 'edgevl[caption]')
+#   install.sh BUNDLE SOURCE...      as root; edgevl must be installed (pip install 'edgevl[caption]', with a GPU's bundle 'edgevl[caption,cuda]')
 #
 # Leaves: the user edgevl, /etc/edgevl/caption.conf (an existing one is kept), the unit. uninstall.sh takes them back.
 # EDGEVL names the command if it is not on the PATH. ROOT, a folder, gets everything instead of /, and nothing is started.
@@ -18,7 +18,7 @@ shift
 bundle=$(cd "$bundle" && pwd)
 case $bundle in *[[:space:]\"\'\$\\]*) fail "$bundle has spaces or quotes in its path; move the bundle" ;; esac
 edgevl=${EDGEVL:-$(command -v edgevl || true)}
-[ -x "$edgevl" ] || fail "the command edgevl is not here; pip install 'edgevl[caption]', or set EDGEVL"
+[ -x "$edgevl" ] || fail "the command edgevl is not here; pip install 'edgevl[caption]' (a GPU's bundle: 'edgevl[caption,cuda]'), or set EDGEVL"
 case $edgevl in *[[:space:]\"\'\|\&\\%]*) fail "$edgevl has special characters in its path; install edgevl elsewhere" ;; esac
 sources=
 for source in "$@"; do

@@ -18,7 +18,7 @@ from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import UsageError
 from edgevl.layouts import StoredWeight
 from edgevl.memory import ALIGN, GEMV_ROWS, KEY_LANES, MemoryPlan, max_counts, plan_memory
-from edgevl.recorder import Buffer, Graph, Node, WeightRef, record_decoder, record_vision
+from edgevl.recorder import Buffer, Graph, Node, WeightRef, record_model
 from edgevl.rope import inverse_frequencies
 from edgevl.runner import F32, I32, Limits, check_step, check_tiles
 
@@ -253,12 +253,9 @@ class CpuRunner:
         the processors of this process. Raises `UsageError` for weights or an EDGEVL_ISA that do not fit.
         """
         self.config, self.limits = config, limits
-        graphs = [record_decoder(config)]
-        if config.vision is not None:
-            graphs.append(record_vision(config))
         count = available_threads() if threads is None else threads
         self.threads = count
-        self._program = _Program(graphs, limits, weights, config.text, count)
+        self._program = _Program(record_model(config), limits, weights, config.text, count)
         plural = "" if count == 1 else "s"
         self.backend = f"cpu ({ISA_NAMES[self._program.plan.isa]}, {count} thread{plural})"
 

@@ -8,6 +8,7 @@ is a captured graph, which reads positions and slots from device memory. `cuda_p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from edgevl.backends.cuda_lowering import FEW_ROWS, LISTS
 from edgevl.backends.cuda_program import Cubins, Program, Weights
 from edgevl.config import ModelConfig, TextConfig
 from edgevl.errors import UsageError
-from edgevl.recorder import Graph, record_decoder, record_vision
+from edgevl.recorder import Graph, record_model
 from edgevl.runner import F32, I32, Limits, check_step, check_tiles
 
 Array = NDArray[Any]
@@ -37,16 +38,16 @@ class CudaRunner:
         Raises `CapacityError` when it does not fit and `BundleError` when a kernel is missing.
         """
         self.config, self.limits, self._device = config, limits, device
-        graphs = [record_decoder(config)]
-        if config.vision is not None:
-            graphs.append(record_vision(config))
-        self._program = Program(graphs, limits, weights, config.text, device, cubins, config.tokens.size)
+        self._program = Program(record_model(config), limits, weights, config.text, device, cubins, config.tokens.size)
         self.backend = f"cuda ({device.name})"
         # steps of few tokens that all get logits, or of one token of each slot: (list, tokens) -> what replays it
         most = min(limits.chunk, limits.logit_rows)
         sizes = {*range(1, min(self.alike_rows, most) + 1), min(limits.slots, most)}
         names = ("decoder", *LISTS)
-        self._captured = {(name, size): self._capture(name, size) for name in names for size in sorted(sizes)}
+        warm = (1, min(limits.slots, most))  # a driver may load kernels when they first run, but not while it captures
+        for name, size in product(names, warm):
+            self._program.launch(name, {"tokens": size, "logits": size})
+        self._captured = {key: self._capture(*key) for key in product(names, sorted(sizes))}
 
     @property
     def planned_bytes(self) -> int:
@@ -55,8 +56,6 @@ class CudaRunner:
 
     def _capture(self, name: str, size: int) -> Any:
         counts = {"tokens": size, "logits": size}
-        if size in (1, self.limits.slots):  # a driver may load kernels when they first run, but not while it captures
-            self._program.launch(name, counts)
         return self._device.capture(lambda: self._program.launch(name, counts))
 
     def _run(self, name: str, counts: Mapping[str, int]) -> None:
@@ -111,6 +110,14 @@ class CudaRunner:
         self._program.launch("vision", counts)
         return self._program.result("vision", counts)
 
+    def bandwidth(self) -> float | None:
+        """Bytes a second that this GPU reads and writes when it copies; None where it has no room to try."""
+        return self._device.bandwidth()
+
+    def close(self) -> None:
+        """Free the GPU's memory; nothing can be run afterwards."""
+        self._program.close()
+
 
 def run_graph(
     graph: Graph,
@@ -142,7 +149,9 @@ def run_graph(
         device.read(program.address(Region(name, ""), ""), values)
     for name, given in zip(("keys", "values"), cache or (), strict=False):
         given[...] = held[name] * held[f"{name[:-1]}_scales"][..., None] if limits.kv == "int8" else held[name]
-    return program.result(graph.name, counts)
+    result = program.result(graph.name, counts)
+    program.close()
+    return result
 
 
 def _codes(values: Array) -> tuple[Array, Array]:

@@ -7,7 +7,10 @@ in one sentence what a machine lacks; the tests have devices of their own. Knows
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -29,7 +32,11 @@ class Device(Protocol):
         ...
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes, a multiple of 256. They are freed with the device."""
+        """The address of `size` bytes, a multiple of 256."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Give back what was allocated there."""
         ...
 
     def zero(self, address: int, size: int) -> None:
@@ -60,6 +67,10 @@ class Device(Protocol):
         """Run what was captured."""
         ...
 
+    def bandwidth(self) -> float | None:
+        """Bytes a second, read and written, of a copy from one place to another; None without room for one."""
+        ...
+
 
 # CUDA versions, 1000 · major + 10 · minor: drivers run what compilers of the same major version made, and Triton
 # compiles for Blackwell with CUDA 13's, for the others with CUDA 12's
@@ -67,6 +78,12 @@ _OLDEST_DRIVER = {"sm_110": 13000, "sm_120": 13000}
 _DRIVER = 12000
 _BLOCK = 64 << 20  # bytes of one copy of weights
 _FREE_SHARED = 48 << 10  # bytes of shared memory that need no permission
+
+
+class _Entered(threading.local):
+    """Whether this thread works in the GPU's context; the driver remembers it for each thread."""
+
+    yes = False
 
 
 class CudaDevice:
@@ -78,7 +95,7 @@ class CudaDevice:
         Raises `MissingExtraError` without cuda-bindings, `EdgevlError` without a driver that is new enough and a GPU,
         and `BundleError` when the GPU cannot run kernels of `architecture`.
         """
-        self._what = what
+        self._what, self._context = what, None
         self._driver = driver or _bindings()
         results = self._driver.CUresult
         try:
@@ -106,14 +123,17 @@ class CudaDevice:
         self._unified = bool(self._attribute(kinds.CU_DEVICE_ATTRIBUTE_INTEGRATED))
         label = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
         self.architecture = f"sm_{major}{minor}"
-        self.name = f"{label}, {self.architecture}"
+        self.name, self.driver_version = f"{label}, {self.architecture}", _version(version)
         if architecture not in ("", self.architecture):
             raise BundleError(f"{self._what}, this GPU is {self.name}; build for it (`edgevl targets`)")
-        self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
+        self._context, self._entered = self._call("cuDevicePrimaryCtxRetain", self._device), _Entered()
         self._stream = self._call("cuStreamCreate", int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """A function of the driver; what it returns besides the status."""
+        """A function of the driver; what it returns besides the status: nothing, a value or several."""
+        if self._context is not None and not self._entered.yes:
+            self._entered.yes = True
+            self._call("cuCtxSetCurrent", self._context)
         try:
             status, *values = getattr(self._driver, name)(*arguments)
         except RuntimeError as error:  # cuda-bindings did not find the function in the driver
@@ -122,11 +142,11 @@ class CudaDevice:
                 "version of CUDA, such as `pip install 'cuda-bindings<13'`"
             ) from error
         self._done(name, status)
-        return values[0] if values else None
+        return values[0] if len(values) == 1 else tuple(values)
 
     def _done(self, name: str, status: Any) -> None:
         """Raise for a status that is no success."""
-        if status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        if name == "cuMemAlloc" and status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise CapacityError(f"{self._what}, whose plan does not fit into this GPU's memory; close other programs")
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise EdgevlError(f"the GPU's driver failed at {name}: {getattr(status, 'name', status)}")
@@ -138,12 +158,15 @@ class CudaDevice:
         """See `Device.available`. Where processor and GPU share memory, what the system can give counts."""
         if self._unified:
             return available_memory()
-        _, free, _ = self._driver.cuMemGetInfo()
-        return int(free)
+        return int(self._call("cuMemGetInfo")[0])
 
     def allocate(self, size: int) -> int:
         """See `Device.allocate`."""
         return int(self._call("cuMemAlloc", size))
+
+    def free(self, address: int) -> None:
+        """See `Device.free`."""
+        self._call("cuMemFree", address)
 
     def zero(self, address: int, size: int) -> None:
         """See `Device.zero`."""
@@ -161,9 +184,20 @@ class CudaDevice:
         self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
         self._call("cuStreamSynchronize", self._stream)
 
-    def copy(self, to: int, source: int, size: int) -> None:
-        """Copy bytes on the device; the benchmark measures bandwidth with it."""
-        self._call("cuMemcpyDtoDAsync", to, source, size, self._stream)
+    def bandwidth(self, size: int = 256 << 20) -> float | None:
+        """See `Device.bandwidth`: the median of seven copies of `size` bytes after one to warm up."""
+        if 2 * size > self.available():
+            return None
+        source = self.allocate(2 * size)
+        taken = []
+        for _ in range(8):
+            self.wait()
+            start = time.perf_counter()
+            self._call("cuMemcpyDtoDAsync", source + size, source, size, self._stream)
+            self.wait()
+            taken.append(time.perf_counter() - start)
+        self.free(source)
+        return 2 * size / median(taken[1:])
 
     def wait(self) -> None:
         """Until everything is done."""
@@ -190,7 +224,10 @@ class CudaDevice:
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
         work()
-        return self._call("cuGraphInstantiate", self._call("cuStreamEndCapture", self._stream), 0)
+        graph = self._call("cuStreamEndCapture", self._stream)
+        ready = self._call("cuGraphInstantiate", graph, 0)
+        self._call("cuGraphDestroy", graph)
+        return ready
 
     def replay(self, graph: Any) -> None:
         """See `Device.replay`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
 
+from edgevl.errors import EdgevlError
 from edgevl.recorder import Buffer, Rows
 
 T = TypeVar("T")  # a `Launch`, or what a runtime makes of it
@@ -104,6 +105,11 @@ class Choice(Generic[T]):
     ways: tuple[tuple[int, tuple[T, ...]], ...]  # (most rows, calls in order)
 
     def calls(self, counts: Mapping[str, int]) -> tuple[T, ...]:
-        """The calls of a step with these counts; none when there are no rows."""
+        """The calls of a step with these counts; none when there are no rows. Raises `EdgevlError` for too many."""
         count = self.rows.factor * counts.get(self.rows.symbol, 0)
-        return next((calls for most, calls in self.ways if count <= most), ()) if count else ()
+        if not count:
+            return ()
+        for most, calls in self.ways:
+            if count <= most:
+                return calls
+        raise EdgevlError(f"no kernel was loaded for {count} rows at once; the plan's limits are too small for them")

@@ -191,6 +191,11 @@ class Program:
         self._device.write(self.address(Region("draws", "*f32"), ""), array)
         self._given["draws"] = array
 
+    def close(self) -> None:
+        """Free the device's memory; nothing can be launched afterwards."""
+        for address in (self._weight_base, self._base):
+            self._device.free(address)
+
     def ids(self, count: int) -> I32:
         """The tokens that were chosen, (count,)."""
         found = np.empty(count, np.int32)

@@ -20,7 +20,7 @@ from edgevl.errors import CapacityError, UsageError
 from edgevl.machine import peak_resident_bytes
 from edgevl.prefill import feed
 from edgevl.probes import int8_rate, read_bandwidth
-from edgevl.runner import Runner
+from edgevl.runner import Runner, chooser_of
 from edgevl.traffic import operations, step_bytes
 
 
@@ -38,8 +38,8 @@ def command(
     """Measure BUNDLE: medians over the repeats after one warm-up, with the spread (max - min) / median.
 
     The bandwidth used counts the weights and the KV cache that a decode step must read, the operations those of the
-    prefill; what is available is measured in the same run, by reading memory and by multiplying int8 in registers. The
-    last line of stdout is one JSON document.
+    prefill; what is available is measured in the same run, by reading memory and by multiplying int8 in registers, on a
+    GPU by a copy in its memory alone. The last line of stdout is one JSON document.
     """
     from edgevl.engine import make_runner
 
@@ -70,12 +70,23 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
     def prefill() -> None:
         feed(runner, ids[depth:], depth, None, 1)
 
+    choose, first, greedy = chooser_of(runner), np.zeros(1, np.int32), np.zeros((1, 3), np.float32)
+
     def decode() -> None:
         for i in range(generate):
-            feed(runner, [ids[i % len(ids)]], depth + i, None, 1)
+            token = ids[i % len(ids)]
+            if choose is None:
+                feed(runner, [token], depth + i, None, 1)
+            else:  # as an answer is generated: the logits stay where they are
+                choose(np.array([token], np.int32), first + (depth + i), first, None, first, greedy)
 
+    own: Callable[[], float | None] | None = getattr(runner, "bandwidth", None)  # of memory that is not the machine's
     with progress() as move:
-        available, most = read_bandwidth(_threads(runner), repeats), int8_rate(_threads(runner), repeats)
+        threads, available, most = _threads(runner), None, None
+        if own is None:
+            available, most = read_bandwidth(threads, repeats), int8_rate(threads, repeats)
+        elif (copied := own()) is not None:
+            available = copied / 1e9
         prefilled = _rates(prefill, prompt, repeats, "prefill", move)
         decoded = _rates(decode, generate, repeats, "decode", move)
     step = step_bytes(bundle, depth + generate // 2)
@@ -88,13 +99,13 @@ def measure(bundle: Bundle, runner: Runner, prompt: int, generate: int, depth: i
         "bandwidth": {
             "bytes_per_step": step,
             "used_gb_s": round(used, 2),
-            "available_gb_s": round(available, 2),
-            "share": round(used / available, 3),
+            "available_gb_s": _rounded(available, 2),
+            "share": _rounded(available and used / available, 3),
         },
         "operations": {
             "used_gop_s": round(done, 1),
-            "available_gop_s": round(most, 1),
-            "share": round(done / most, 3),
+            "available_gop_s": _rounded(most, 1),
+            "share": _rounded(most and done / most, 3),
         },
         "peak_resident_bytes": peak_resident_bytes(),
         "planned_bytes": runner.planned_bytes,
@@ -129,6 +140,14 @@ def _show(d: dict[str, Any]) -> None:
     ]
     table(d["backend"], ["", "tokens", "tokens/s", "spread"], rows, to_stderr=True)
     b = d["bandwidth"]
-    note(f"bandwidth: {b['used_gb_s']} of {b['available_gb_s']} GB/s measured now ({100 * b['share']:.0f} %)")
     o = d["operations"]
-    note(f"operations: {o['used_gop_s']:.0f} of {o['available_gop_s']:.0f} GOP/s in int8 ({100 * o['share']:.0f} %)")
+    note(f"bandwidth: {b['used_gb_s']:.1f} GB/s{_beside(b['available_gb_s'], b['share'])}")
+    note(f"operations of the prefill: {o['used_gop_s']:.0f} GOP/s{_beside(o['available_gop_s'], o['share'])}")
+
+
+def _beside(available: float | None, share: float | None) -> str:
+    return "" if available is None or share is None else f" of {available:.0f} measured now ({100 * share:.0f} %)"
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
