@@ -26,22 +26,26 @@ def environment(name: str, packages: tuple[tuple[str, ...], ...], folder: Path) 
     if ready.is_file() and ready.read_text() == wanted:
         return python
     if not python.exists():
-        _call([sys.executable, "-m", "venv", str(home)])
+        call([sys.executable, "-m", "venv", str(home)], "installing")
     constraint = home / "constraints.txt"
     for each in packages:
         constraint.write_text(f"{TORCH}\n")
-        _call([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(constraint), *each])
+        call(
+            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(constraint), *each],
+            "installing",
+        )
     ready.write_text(wanted)
     return python
 
 
-def _call(command: list[str]) -> None:
+def call(command: list[str], what: str, limit: int = _INSTALL_SECONDS) -> None:
+    """Run it; `PeerError` that begins with `what` when it fails or takes more than `limit` seconds."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired as problem:
-        raise PeerError(f"installing took more than {_INSTALL_SECONDS} s") from problem
+        raise PeerError(f"{what} took more than {limit} s") from problem
     if done.returncode:
-        raise PeerError(f"installing failed: {last_line(done.stderr)}")
+        raise PeerError(f"{what} failed: {last_line(done.stderr)}")
 
 
 def last_line(text: str) -> str:

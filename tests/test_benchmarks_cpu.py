@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import environments
 from benchmarks.cpu import __main__ as cpu
 from benchmarks.cpu import models, peers
 from benchmarks.cpu.peers import Row
@@ -41,7 +42,7 @@ def test_ours_is_measured_and_a_peer_that_fails_is_listed(
         return str(work / "b")
 
     def broken(*_: Path) -> str:
-        raise peers.PeerError("preparing its model failed: no such thing")
+        raise environments.PeerError("preparing its model failed: no such thing")
 
     monkeypatch.setattr(cpu, "ROWS", (Row("edgevl tiny", "demo", bundle), Row("a peer", "demo", broken)))
     monkeypatch.setattr(cpu, "CASES", {"demo": CASE})

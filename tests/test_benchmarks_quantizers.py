@@ -60,8 +60,8 @@ def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     calls: list[list[str]] = []
     monkeypatch.setattr(
         environments,
-        "_call",
-        lambda command: (tmp_path / "e" / "one").mkdir(parents=True, exist_ok=True) or calls.append(command),
+        "call",
+        lambda command, what: (tmp_path / "e" / "one").mkdir(parents=True, exist_ok=True) or calls.append(command),
     )
     for _ in range(2):
         environments.environment("one", (("a",), ("--no-deps", "b")), tmp_path / "e")

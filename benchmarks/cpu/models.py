@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,10 +11,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.models import eight_b as whole_8b
+from benchmarks.gpu import models as gpu_models
+from benchmarks.gpu.models import Weights
 from edgevl.config import ModelConfig, ProjectorConfig
-from edgevl.layouts import StoredWeight, int4_shapes, int8_shapes
-from edgevl.models.names import Part, all_parts
+from edgevl.layouts import int4_shapes, int8_shapes
+from edgevl.models.names import Part
 
 Array = NDArray[Any]
 _SPREAD = 4.6  # standard deviation of codes 0..15 around 8
@@ -25,50 +25,36 @@ _Q6_K = gguf.GGMLQuantizationType.Q6_K
 
 def eight_b(blocks: int) -> ModelConfig:
     """The 8B's language model with `blocks` of its 32 blocks (0: all)."""
-    whole = whole_8b()
+    whole = gpu_models.eight_b()
     text = replace(whole.text, layers=blocks or whole.text.layers)
     return replace(whole, text=text, vision=None, projector=None, tiling=None)
 
 
 def tower(blocks: int) -> ModelConfig:
     """The 8B's vision tower with `blocks` of its 32 blocks, behind it a language model too small to matter."""
-    whole = whole_8b()
+    whole = gpu_models.eight_b()
     assert whole.vision is not None
     text = replace(whole.text, hidden_size=128, intermediate_size=256, layers=1, heads=1, kv_heads=1)
     vision = replace(whole.vision, layers=blocks or whole.vision.layers)
     return replace(whole, text=text, vision=vision, projector=ProjectorConfig(4096))  # its widest, as in the 8B
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> Callable[[str], StoredWeight]:
+def random_weights(config: ModelConfig) -> Weights:
     """Weights by name as a bundle would store them: the body int4 in groups of 128, head and vision int8."""
-    parts = {part.name: part for part in all_parts(config)}
-    random = np.random.default_rng(seed)
-    return cache(lambda name: _weight(parts[name], random))
+    return gpu_models.random_weights(config, linear=_panels)
 
 
-def _weight(part: Part, random: np.random.Generator) -> StoredWeight:
-    bias = np.zeros(part.shape[0], np.float32) if part.bias else None
-    if part.kind == "norm":
-        return StoredWeight("f32", part.shape, {"values": np.ones(part.shape, np.float32)}, bias)
-    if part.kind == "table" or part.name == "vision.patch":
-        wide = np.float32 if part.name in ("vision.positions", "vision.prefix") else np.float16
-        values = np.resize(random.standard_normal(100_003, np.float32) * 0.05, part.shape)
-        return StoredWeight("f16" if wide is np.float16 else "f32", part.shape, {"values": values.astype(wide)}, bias)
+def _panels(part: Part, random: np.random.Generator) -> tuple[str, dict[str, Array]]:
     n, k = part.shape
     if part.region == "text":
         shapes = int4_shapes(n, k, 128)
         arrays: dict[str, Array] = {field: _bytes(random, *shapes[field]) for field in ("codes", "zeros")}
         arrays["zeros"] &= 15
         arrays["scales"] = np.full(shapes["scales"][1], 1 / (_SPREAD * k**0.5), np.float16)
-        return StoredWeight("int4", part.shape, arrays, bias)
+        return "int4", arrays
     shapes = int8_shapes(n, k)
     codes = _bytes(random, *shapes["codes"])
-    return StoredWeight(
-        "int8",
-        part.shape,
-        {"codes": codes, "scales": np.full(shapes["scales"][1], 1 / (73 * k**0.5), np.float32)},
-        bias,
-    )
+    return "int8", {"codes": codes, "scales": np.full(shapes["scales"][1], 1 / (73 * k**0.5), np.float32)}
 
 
 def _bytes(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cpu.models import write_random_gguf
-from benchmarks.environments import TORCH, PeerError, environment, last_line
+from benchmarks.environments import TORCH, call, environment
 from benchmarks.quantizers.model import write_model
 from deploy.build import BuildSettings, build
 from edgevl.demo import demo_checkpoint, find_gguf
@@ -133,12 +132,7 @@ def _onnx(work: Path, environments: Path) -> str:
 
 
 def _call(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PREPARE_SECONDS, check=False)
-    except subprocess.TimeoutExpired as problem:
-        raise PeerError(f"preparing its model took more than {_PREPARE_SECONDS} s") from problem
-    if done.returncode:
-        raise PeerError(f"preparing its model failed: {last_line(done.stderr)}")
+    call(command, "preparing its model", _PREPARE_SECONDS)
 
 
 ROWS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -29,6 +30,8 @@ from edgevl.recorder import record_model
 from edgevl.runner import Limits
 
 Weights = Callable[[str], StoredWeight]
+RandomLinear = Callable[[Part, np.random.Generator], tuple[str, dict[str, NDArray[Any]]]]  # kind, arrays
+_DISTINCT = 1_000_003  # random numbers of a table; larger ones repeat them
 
 _HALF = (0.5, 0.5, 0.5)
 _SPREAD = 4.6  # standard deviation of codes 0..15 around 8
@@ -52,35 +55,42 @@ def tiny() -> ModelConfig:
     )
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
-    """Weights by name: the decoder in int4 by groups of 128, the tower in int8, embedding and patches in f16."""
+def random_weights(config: ModelConfig, seed: int = 0, linear: RandomLinear | None = None) -> Weights:
+    """Weights by name: embedding and patches in f16, linears as `linear` makes them.
+
+    By default that is the layout of GPU bundles: the decoder in int4 by groups of 128, the tower in int8.
+    """
     parts = {part.name: part for part in all_parts(config)}
     random = np.random.default_rng(seed)
-    return cache(lambda name: _weight(parts[name], random))
+    return cache(lambda name: _weight(parts[name], random, linear or _tiles))
 
 
-def _weight(part: Part, random: np.random.Generator) -> StoredWeight:
+def _weight(part: Part, random: np.random.Generator, linear: RandomLinear) -> StoredWeight:
     bias = np.zeros(part.shape[0], np.float32) if part.bias else None
     if part.kind == "norm":
         return StoredWeight("f32", part.shape, {"values": np.ones(part.shape, np.float32)}, bias)
     if part.kind == "table" or part.name == "vision.patch":
-        values = random.standard_normal(part.shape, np.float32)
+        values = np.resize(random.standard_normal(min(math.prod(part.shape), _DISTINCT), np.float32), part.shape)
         if part.name.startswith("vision.p") and part.name != "vision.patch":
             return StoredWeight("f32", part.shape, {"values": values}, bias)
         return StoredWeight("f16", part.shape, {"values": (values * 0.05).astype(np.float16)}, bias)
+    kind, arrays = linear(part, random)
+    return StoredWeight(kind, part.shape, arrays, bias)
+
+
+def _tiles(part: Part, random: np.random.Generator) -> tuple[str, dict[str, NDArray[Any]]]:
     n, k = part.shape
     if part.region in ("vision", "projector"):
         shapes = int8_shapes(n, k, "tiles")
         codes = random.integers(-127, 128, shapes["codes"][1], np.int8)
-        scales = np.full(shapes["scales"][1], 1 / (73 * k**0.5), np.float32)
-        return StoredWeight("int8", part.shape, {"codes": codes, "scales": scales}, bias)
+        return "int8", {"codes": codes, "scales": np.full(shapes["scales"][1], 1 / (73 * k**0.5), np.float32)}
     shapes = int4_shapes(n, k, 128, "tiles")
     arrays: dict[str, NDArray[Any]] = {
         "codes": np.frombuffer(random.bytes(int(np.prod(shapes["codes"][1]))), np.uint8).reshape(shapes["codes"][1]),
         "scales": np.full(shapes["scales"][1], 8, np.float16),
     }
     arrays["scales"][..., 0] = 1 / (_SPREAD * k**0.5)
-    return StoredWeight("int4", part.shape, arrays, bias)
+    return "int4", arrays
 
 
 def compiled(config: ModelConfig, weights: Weights, limits: Limits, architecture: str) -> Cubins:
