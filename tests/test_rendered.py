@@ -28,8 +28,8 @@ def test_every_kind_of_every_split(kind: str, split: str) -> None:
         assert made.kind == kind and len(made.frames) == (2 if kind == "frames" else 1)
         assert all(240 <= side <= 272 for frame in made.frames for side in frame.size)
         assert made.characters.shape == (32, 64) and made.characters.max() < len(CHARACTERS)
-        assert made.things.shape == (16, 16) and made.things.max() < len(THINGS)
-        assert made.colours.shape == (16, 16) and made.colours.max() < len(COLOUR_NAMES)
+        assert made.things.shape == (32, 32) and made.things.max() < len(THINGS)
+        assert made.colours.shape == (32, 32) and made.colours.max() < len(COLOUR_NAMES)
         assert len(made.questions) >= 2
         for question in made.questions:
             assert question.answer.strip() == question.answer and question.question[-1] in "?."

@@ -12,13 +12,13 @@ from edgevl.safetensors_file import SafetensorsFile, TensorSpec, write_safetenso
 from training.network import Eyes, Reader
 
 
-def export(path: Path, eyes: Eyes, reader: Reader | None) -> None:
-    """Write tower, projector, image token rows and, from a reader, the language model's updates."""
+def export(path: Path, eyes: Eyes, reader: Reader) -> None:
+    """Write tower, projector, image token rows and the language model's updates."""
     tensors = {name: p.detach() for name, p in eyes.tensors().items()}
     # the heads are no part of the model: with them, training can go on from this file
-    tensors |= {name: p.detach() for name, p in eyes.named_parameters() if "_head." in name}
-    tensors["image_token_rows"] = eyes.image_token_rows.detach()
-    for name, (a, b) in ({} if reader is None else reader.updates()).items():
+    tensors |= {name: p.detach() for name, p in eyes.named_parameters() if "_head" in name}
+    tensors["image_token_rows"] = reader.image_token_rows.detach()
+    for name, (a, b) in reader.updates().items():
         tensors[f"{name}.a"], tensors[f"{name}.b"] = a.detach(), b.detach()
     arrays = {name: t.float().cpu().numpy().astype(np.float16) for name, t in tensors.items()}
     specs = [TensorSpec(name, "F16", array.shape) for name, array in arrays.items()]
@@ -26,15 +26,15 @@ def export(path: Path, eyes: Eyes, reader: Reader | None) -> None:
 
 
 def restore(path: Path, eyes: Eyes, reader: Reader | None) -> None:
-    """Put what `export` wrote back, to go on from it; without updates in the file, the reader begins anew.
+    """Put what `export` wrote back, to go on from it.
 
     Raises `UsageError` for a file of another recipe.
     """
     file = SafetensorsFile(path)
-    targets = {**eyes.tensors(), "image_token_rows": eyes.image_token_rows}
-    targets |= {name: p for name, p in eyes.named_parameters() if "_head." in name}
-    for name, (a, b) in ({} if reader is None else reader.updates()).items():
-        if f"{name}.a" in file.specs:
+    targets = eyes.tensors() | {name: p for name, p in eyes.named_parameters() if "_head" in name}
+    if reader is not None:
+        targets["image_token_rows"] = reader.image_token_rows
+        for name, (a, b) in reader.updates().items():
             targets[f"{name}.a"], targets[f"{name}.b"] = a, b
     for name, target in targets.items():
         if file.spec(name).shape != tuple(target.shape):

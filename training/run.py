@@ -1,4 +1,4 @@
-"""The stages in order: tower, reader, export. Called by `python -m training`."""
+"""The stages in order: tower, language, reader, export. Called by `python -m training`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ from pathlib import Path
 import torch
 
 from edgevl.checkpoint import open_checkpoint
-from edgevl.demo import demo_checkpoint
+from edgevl.demo import IMAGE_TOKENS, demo_checkpoint
+from edgevl.errors import UsageError
+from edgevl.tokenizer import Tokenizer
 from quantize.part_tensors import CheckpointParts
 from training.export import export, restore
-from training.network import Eyes
+from training.network import Eyes, Reader
 from training.plan import Plan
+from training.reader import train_language, train_reader
+from training.state import load
 from training.tower import train_tower
+from training.writing import Writing
 
 
 def run(folder: Path, plan: Plan, device: str, stage: str = "all", start: Path | None = None) -> None:
-    """Train what is missing in `folder`; begin with random weights, or with `start`, which an earlier run exported."""
+    """Train what is missing in `folder`; begin with random weights, or with `start`, which an earlier run exported.
+
+    Raises `UsageError` when the stage "reader" alone is asked for and what it begins with is missing.
+    """
     torch.manual_seed(0)
     checkpoint = open_checkpoint(str(demo_checkpoint(trained=False)))
-    weights = CheckpointParts(checkpoint)
-    table = weights("embed")[0][: checkpoint.config.tokens.size]
-    eyes = Eyes(checkpoint.config, table).to(device)
+    assert checkpoint.config.vision is not None
+    weights, tokenizer = CheckpointParts(checkpoint), Tokenizer(checkpoint.tokenizer_json())
+    table = weights("embed")[0][: checkpoint.config.tokens.size - len(IMAGE_TOKENS)]
+    writing = Writing(table, lambda text: tokenizer.encode(text, specials=False), checkpoint.config.vision.grid // 2)
+    eyes = Eyes(checkpoint.config, writing).to(device)
+    reader = Reader(checkpoint.config, weights, plan.rank, device).to(device)
     if start is not None:
-        restore(start, eyes, None)
+        restore(start, eyes, reader)
     if stage in ("tower", "all"):
-        train_tower(eyes, checkpoint, plan, folder, device)
-    if stage == "tower":
-        export(folder / "tower_eyes.safetensors", eyes, None)
+        train_tower(eyes, plan, folder, device)
+    if stage in ("language", "all"):
+        train_language(reader, writing, checkpoint, plan, folder)
     if stage in ("reader", "all"):
-        from training.reader import train_reader
-
-        reader = train_reader(eyes, checkpoint, plan, folder, device, start)
+        for name, module, steps in (("tower", eyes, plan.tower_steps), ("language", reader, plan.language_steps)):
+            place = load(folder, name, [module])
+            if (place is None and start is None) or (place is not None and place["step"] < steps):
+                raise UsageError(f"{folder} holds no finished {name}; run --stage {name} first, or name its steps")
+        train_reader(eyes, reader, checkpoint, plan, folder)
         export(folder / "demo_eyes.safetensors", eyes, reader)

@@ -158,7 +158,7 @@ class Canvas:
         return tuple(whole)
 
     def maps(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-        """Characters (32, 64), things (16, 16) and colours (16, 16) of the picture as one tile."""
+        """Characters (32, 64), things (32, 32) and colours (32, 32) of the picture as one tile."""
         rows, columns = TILE // CELL[0], TILE // CELL[1]
         characters = np.zeros((rows, columns), np.uint8)
         for text, middles in self._texts:
