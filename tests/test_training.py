@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def writing(checkpoint: Checkpoint) -> Writing:
     tokenizer = Tokenizer(checkpoint.tokenizer_json())
     table = CheckpointParts(checkpoint)("embed")[0][: checkpoint.config.tokens.size]
@@ -115,7 +115,7 @@ def test_the_tower_begins_as_a_convolution(checkpoint: Checkpoint, writing: Writ
 
 def test_what_is_copied_is_spelled(checkpoint: Checkpoint) -> None:
     """A word that stands in the picture is one token a character in an answer; others are as always."""
-    maker, tokenizer = SequenceMaker(checkpoint, 448), Tokenizer(checkpoint.tokenizer_json())
+    maker, tokenizer = SequenceMaker(checkpoint, 640), Tokenizer(checkpoint.tokenizer_json())
     answer = maker._answer("Total of Foster:\n$12.40", frozenset({"Foster", "$12.40"}))
     assert tokenizer.decode(answer[:-1]) == "Total of Foster:\n$12.40"
     spelled = [tokenizer.decode([i]) for i in answer[:-1]]
@@ -125,7 +125,7 @@ def test_what_is_copied_is_spelled(checkpoint: Checkpoint) -> None:
 def test_empty_image_tokens_can_be_left_out(checkpoint: Checkpoint) -> None:
     """What is left keeps its position and its row; questions and answers are the same."""
     seen = next(s for s in held_out(40) if s.kind == "receipt")
-    maker = SequenceMaker(checkpoint, 448)
+    maker = SequenceMaker(checkpoint, 640)
     full, sparse = (maker.batch([seen], RandomState(1), empty) for empty in (1.0, 0.0))
     rows, kept = (
         {pair for pair in zip(b.tokens[0].tolist(), b.positions[0].tolist(), strict=True) if pair[0] < 0}
@@ -141,7 +141,7 @@ def test_questions_side_by_side_are_questions_alone(checkpoint: Checkpoint, writ
     """Each branch sees the picture and itself: its logits are those of a sequence without the others."""
     eyes, reader = new_eyes(checkpoint, writing), new_reader(checkpoint)
     seen = next(s for s in held_out(20) if len(s.questions) >= 4)
-    maker = SequenceMaker(checkpoint, 448)
+    maker = SequenceMaker(checkpoint, 640)
     together = maker.batch([seen], None)
     assert len(together.asked) >= 3
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_questions_side_by_side_are_questions_alone(checkpoint: Checkpoint, writ
 
 def test_the_sequence_is_the_products_prompt(checkpoint: Checkpoint) -> None:
     seen = next(held_out(1))
-    maker = SequenceMaker(checkpoint, 448)
+    maker = SequenceMaker(checkpoint, 640)
     question = seen.questions[0]
     batch = maker.batch([replace(seen, questions=(question,))], None)
     tokenizer = Tokenizer(checkpoint.tokenizer_json())
@@ -185,6 +185,7 @@ def test_every_stage_stops_resumes_and_ships(
     with pytest.raises(UsageError, match="no finished language"):
         run(folder, PLAN, "cpu", "reader")
     train_language(reader, writing, checkpoint, PLAN, folder)
+    code = writing.letters.detach().clone()
     train_reader(eyes, reader, checkpoint, replace(PLAN, reader_steps=2), folder)
     reader = new_reader(checkpoint)
     train_reader(eyes, reader, checkpoint, PLAN, folder)
@@ -192,9 +193,12 @@ def test_every_stage_stops_resumes_and_ships(
     moved = sum(float(b.detach().abs().sum()) for _, b in reader.updates().values())
     assert moved > 0
 
-    export(tmp_path / "eyes.safetensors", eyes, reader)
+    export(tmp_path / "eyes.safetensors", eyes, reader, writing)
     again, fresh = new_eyes(checkpoint, writing), new_reader(checkpoint)
-    restore(tmp_path / "eyes.safetensors", again, fresh)
+    with torch.no_grad():
+        writing.letters.zero_()
+    restore(tmp_path / "eyes.safetensors", again, fresh, writing)
+    assert torch.allclose(writing.letters, code, atol=1e-2)
     for module, back in ((eyes, again), (reader, fresh)):
         for (name, p), q in zip(module.named_parameters(), back.parameters(), strict=True):
             assert torch.allclose(p, q, rtol=1e-3, atol=1e-4), name
@@ -231,6 +235,6 @@ def test_the_curves_are_drawn(tmp_path: Path) -> None:
 
 def test_the_random_stream_orders_questions(checkpoint: Checkpoint) -> None:
     seen = next(s for s in held_out(20) if len(s.questions) >= 4)
-    maker = SequenceMaker(checkpoint, 448)
+    maker = SequenceMaker(checkpoint, 640)
     orders = {maker.batch([seen], RandomState(seed)).asked for seed in range(4)}
     assert len(orders) > 1

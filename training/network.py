@@ -47,7 +47,7 @@ class Eyes(nn.Module):
     def __init__(self, config: ModelConfig, writing: Writing) -> None:
         super().__init__()
         assert config.vision is not None and config.projector is not None
-        self.config, self._writing = config, writing
+        self.config, self._writing = config, (writing,)  # in a tuple: its codes are not the tower's to change
         self._names = {}
         for name, shape in eye_shapes(config.text.hidden_size).items():
             if "input_conditioner" in name:
@@ -95,7 +95,7 @@ class Eyes(nn.Module):
         cells = _by_place(labels.characters, labels.things.shape[1])
         loss, right = _reading(_head(normed, self.character_head), cells)
         counts = [right, (cells > 0).sum()]
-        apart, right, written = self._writing.loss(rows, labels, self.nothing_head)
+        apart, right, written = self._writing[0].loss(rows, labels, self.nothing_head)
         loss = loss + apart
         counts += [right, written]
         for map_, head, size in (

@@ -5,7 +5,7 @@ Muon learns several times as fast here (LOG.md, 2026-11-26). Called by both stag
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,22 +17,31 @@ from training.network import Eyes
 class Optimizers:
     """Both as one; `torch.optim.Optimizer`'s words."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, eyes: Eyes | None, muon_rate: float) -> None:
-        """`parameters` are all that learn, those of `eyes` among them; `rate` and `muon_rate` are the highest."""
+    def __init__(self, parameters: Mapping[float, Iterable[nn.Parameter]], eyes: Eyes | None, muon_rate: float) -> None:
+        """`parameters`: all that learn, those of `eyes` among them, by AdamW's highest rate; `muon_rate` is Muon's."""
         matrices = [] if eyes is None else eyes.matrices()
         taken = {id(p) for p in matrices}
-        self._rest = [p for p in parameters if id(p) not in taken]
-        adam = torch.optim.AdamW(self._rest, lr=rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0, fused=True)
-        self._parts: list[tuple[torch.optim.Optimizer, float]] = [(adam, rate)]
+        groups = {rate: [p for p in ps if id(p) not in taken] for rate, ps in parameters.items()}
+        self._rest = [p for group in groups.values() for p in group]
+        adam = torch.optim.AdamW(
+            [{"params": group, "lr": rate, "highest": rate} for rate, group in groups.items()],
+            betas=(0.9, 0.98),
+            eps=1e-7,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self._parts: list[torch.optim.Optimizer] = [adam]
         if matrices:
-            self._parts.append((torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01), muon_rate))
+            muon = torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01)
+            muon.param_groups[0]["highest"] = muon_rate
+            self._parts.append(muon)
 
     def step(self, share: float) -> None:
         """One step at `share` of the highest rates; gradients are used up."""
         torch.nn.utils.clip_grad_norm_(self._rest, 1.0)  # Muon's steps have one length whatever the gradient's
-        for part, highest in self._parts:
+        for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = share * highest
+                group["lr"] = share * group["highest"]
             part.step()
             part.zero_grad()
 
@@ -40,14 +49,14 @@ class Optimizers:
         """What is remembered between steps, by name."""
         return {
             f"{which}/{number}/{key}": torch.as_tensor(value)
-            for which, (part, _) in enumerate(self._parts)
+            for which, part in enumerate(self._parts)
             for number, values in part.state_dict()["state"].items()
             for key, value in values.items()
         }
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Put back what `state` gave."""
-        for which, (part, _) in enumerate(self._parts):
+        for which, part in enumerate(self._parts):
             found: dict[int, dict[str, Any]] = {}
             for name, value in state.items():
                 owner, number, key = name.split("/")

@@ -22,7 +22,7 @@ class Plan:
     reader_reuse: int
     muon_rate: float = 0.02  # of the tower
     tower_pages: int = 3  # of five pictures, how many are pages full of text
-    length: int = 448  # tokens of a training sequence
+    length: int = 576  # tokens of a training sequence
     rank: int = 32  # of the language model's updates
     workers: int = 1  # processes that render
     report: int = 100  # steps between reports, each of which saves
@@ -31,7 +31,7 @@ class Plan:
 
 PLANS = {
     # two cores with bf16, a stage each at first
-    "cpu": Plan(6000, 6, 2e-3, 2, 700, 2e-3, 700, 6, 5e-4, 1, report=50, checked=64),
+    "cpu": Plan(6000, 6, 2e-3, 2, 700, 2e-3, 700, 6, 1e-3, 1, report=50, checked=64),
     # one data-centre GPU and 16 cores, about half an hour
     "gpu": Plan(12000, 128, 2e-3, 4, 4000, 2e-3, 8000, 32, 6e-4, 2, workers=14),
     # the test suite's: seconds

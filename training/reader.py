@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from calibration.texts import documents
 from edgevl.checkpoint import Checkpoint
@@ -35,23 +35,25 @@ from training.sequences import SequenceMaker, Sequences
 from training.state import load, save
 from training.writing import Labels, Writing
 
-_TEXT = 0.5  # weight of the distance on plain text
-_TEXT_EVERY = 8  # steps between looks at it, each of which counts as many times
+_TEXT = 1.0  # weight of the distance on plain text
+_TEXT_EVERY = 3  # steps between looks at it, each of which counts as many times
 _TEXT_TOKENS = 192  # of the plain text in each look
-_EMPTY = 0.25  # of ideal image tokens that show neither writing nor a thing, how many are there in training
+_CODES = 2.0  # how much faster than the language model the codes learn
+_EMPTY = 0.25  # of image tokens that show neither writing nor a thing, how many are there in training
 _TEXTS = 160  # documents that it is taken from
 
 Look = Callable[[list[Seen]], Tensor]  # pictures -> the image tokens of all their tiles
 
 
 def train_language(reader: Reader, writing: Writing, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
-    """Train on ideal image tokens until `plan.language_steps`, going on from the folder's state."""
+    """Train on ideal image tokens until `plan.language_steps`, codes and all, going on from the folder's state."""
     device = str(reader.image_token_rows.device)
-    lessons = _Lessons(reader, checkpoint, plan, folder, "language")
+    lessons = _Lessons(reader, checkpoint, plan, folder, "language", writing)
     lessons.look = lambda batch: writing.misread(Labels.of(batch, device))
     lessons.judged = lambda batch: writing.ideal(Labels.of(batch, device))
-    lessons.fits, lessons.empty = (lambda seen: len(seen.tiles) == 1), _EMPTY  # labels are of one frame
-    lessons.train(plan.language_rate, plan.language_steps, 1 << 23)
+    lessons.fits = lambda seen: len(seen.tiles) == 1  # labels are of one frame
+    rates = {_CODES * plan.language_rate: writing.parameters(), plan.language_rate: reader.parameters()}
+    lessons.train(rates, plan.language_steps, 1 << 23)
 
 
 def train_reader(eyes: Eyes, reader: Reader, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
@@ -68,7 +70,7 @@ def train_reader(eyes: Eyes, reader: Reader, checkpoint: Checkpoint, plan: Plan,
 
     lessons = _Lessons(reader, checkpoint, plan, folder, "reader")
     lessons.look = lessons.judged = look
-    lessons.train(plan.reader_rate, plan.reader_steps, 1 << 24)
+    lessons.train({plan.reader_rate: reader.parameters()}, plan.reader_steps, 1 << 24)
 
 
 class _Lessons:
@@ -76,19 +78,22 @@ class _Lessons:
 
     look: Look  # image tokens to learn from
     judged: Look  # and those that held-out pictures are judged by
-    empty = 1.0  # of image tokens that show neither writing nor a thing, how many are there in training
 
-    def __init__(self, reader: Reader, checkpoint: Checkpoint, plan: Plan, folder: Path, stage: str) -> None:
+    def __init__(
+        self, reader: Reader, checkpoint: Checkpoint, plan: Plan, folder: Path, stage: str, *others: torch.nn.Module
+    ) -> None:
+        """`others` are saved with the reader, before it."""
         self._reader, self._plan, self._folder, self._stage = reader, plan, folder, stage
+        self._modules = [*others, reader]
         self._maker = SequenceMaker(checkpoint, plan.length)
         self._texts = _texts(checkpoint)
         self.fits: Callable[[Seen], bool] = lambda seen: True
 
-    def train(self, rate: float, steps: int, first_picture: int) -> None:
+    def train(self, rates: Mapping[float, Iterable[Parameter]], steps: int, first_picture: int) -> None:
         """Train until `steps`, from the folder's state or from the beginning."""
         plan, reader = self._plan, self._reader
-        optimizers = Optimizers(reader.parameters(), rate, None, 0.0)
-        place = load(self._folder, self._stage, [reader], optimizers) or {"step": 0, "pictures": first_picture}
+        optimizers = Optimizers(rates, None, 0.0)
+        place = load(self._folder, self._stage, self._modules, optimizers) or {"step": 0, "pictures": first_picture}
         if place["step"] >= steps:
             return
         checks = [seen for seen in held_out(plan.checked) if self.fits(seen)]
@@ -99,7 +104,7 @@ class _Lessons:
             began, first = time.monotonic(), place["step"]
             for step in range(place["step"], steps):
                 batch = [seen for seen in feed.batch(plan.reader_batch) if self.fits(seen)]
-                loss, figures = answer_loss(self.look(batch), reader, self._maker.batch(batch, random, self.empty))
+                loss, figures = answer_loss(self.look(batch), reader, self._maker.batch(batch, random, _EMPTY))
                 if step % _TEXT_EVERY == 0:
                     apart = _text_distance(reader, self._texts, random)
                     loss, figures["text"] = loss + _TEXT * _TEXT_EVERY * apart, _TEXT_EVERY * float(apart.detach())
@@ -112,7 +117,9 @@ class _Lessons:
                     speed = since * plan.reader_batch / (time.monotonic() - began)
                     means = {k: v / since for k, v in sums.items()}
                     exact = check(self.judged, reader, self._maker, checks)
-                    save(self._folder, self._stage, [reader], optimizers, {"step": step + 1, "pictures": feed.drawn})
+                    save(
+                        self._folder, self._stage, self._modules, optimizers, {"step": step + 1, "pictures": feed.drawn}
+                    )
                     journal.write(step=step + 1, pictures_a_second=speed, **means, **exact)
                     sums, began, first = defaultdict(float), time.monotonic(), step + 1
         finally:

@@ -29,7 +29,7 @@ _WHOLE = 0.08  # of the steps, the last, how many see whole pictures
 
 def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
     """Train until `plan.tower_steps`, going on from the folder's state; writes `tower.safetensors` there."""
-    optimizers = Optimizers(eyes.parameters(), plan.tower_rate, eyes, plan.muon_rate)
+    optimizers = Optimizers({plan.tower_rate: eyes.parameters()}, eyes, plan.muon_rate)
     place = load(folder, "tower", [eyes], optimizers) or {"step": 0, "pictures": 0}
     if place["step"] >= plan.tower_steps:
         return

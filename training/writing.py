@@ -1,10 +1,11 @@
 """How the eyes write for the language model: what each image token should be.
 
-An image token covers 16 x 16 pixels. Where text stands, it is the sum of the language model's own embeddings of the
-characters whose middles lie there: the first as it is, the others with their numbers in another order, each its own, so
-that which comes first can be told. Elsewhere it is the sum of the names of the thing and of the colour shown. Where in
-the picture it lies is added. The language model learns to read such tokens without any tower (`training.reader`), while
-the tower learns to give them (`training.tower`): neither waits for the other.
+An image token covers 16 x 16 pixels. Where text stands, it is the sum of codes of the characters whose middles lie
+there, a code for each character at each place in that order; elsewhere the sum of codes of the thing and of the colour
+shown; and everywhere a code of its row and one of its column. At first the codes are the language model's own
+embeddings of these names, those of second and later characters partly with their numbers in another order. While the
+language model learns to read such tokens (`training.reader`; no tower takes part), the codes learn to be easy to read;
+then the tower learns to give them (`training.tower`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.rendered.picture import COLOUR_NAMES, THINGS
-from training.feed import LETTERS, SLOTS, Seen
+from training.feed import LETTERS, Seen
 
+_FAMILIAR = (0.6, 0.36, 0.2)  # of the second character and those behind it, the part that is the embedding itself
 _SHARPNESS = 20.0  # of the choice among letters, given cosines
 _PLACED = 0.5  # size of what tells the place, against an embedding
 _WRONG = 0.04  # of written characters, in what the language model learns to read
@@ -72,7 +74,7 @@ class Labels:
 
 
 class Writing(nn.Module):
-    """Ideal image tokens, and how far others are from them. Holds no trainable weights."""
+    """Ideal image tokens, and how far others are from them. Its parameters are the codes, of about unit size."""
 
     def __init__(self, table: Tensor, encode: Callable[[str], Sequence[int]], grid: int) -> None:
         """`table` (V, C): the language model's embeddings; `grid`: image tokens along a side."""
@@ -88,15 +90,16 @@ class Writing(nn.Module):
             rows = torch.stack([(table[list(encode(name))] - mean).mean(dim=0) for name in names[1:]])
             return torch.cat([torch.zeros(1, width), rows / rows.square().mean(dim=1, keepdim=True).sqrt()])
 
-        orders = [torch.arange(width), *(torch.randperm(width, generator=random) for _ in range(SLOTS - 1))]
+        codes = [letters := named(LETTERS)]
+        for part in _FAMILIAR:
+            moved = letters[:, torch.randperm(width, generator=random)]
+            codes.append(part * letters + (1 - part**2) ** 0.5 * moved)
         rows, columns = _PLACED * torch.randn(2, grid, width, generator=random)
         self.mean = nn.Buffer(mean, persistent=False)
-        self.letters = nn.Buffer(named(LETTERS), persistent=False)
-        self.things = nn.Buffer(named([f" {name}" for name in THINGS]), persistent=False)
-        self.colours = nn.Buffer(named([f" {name}" for name in COLOUR_NAMES]), persistent=False)
-        self.orders = nn.Buffer(torch.stack(orders), persistent=False)
-        self.back = nn.Buffer(torch.stack([order.argsort() for order in orders]), persistent=False)
-        self.places = nn.Buffer(rows.repeat_interleave(grid, 0) + columns.repeat(grid, 1), persistent=False)
+        self.letters = nn.Parameter(torch.stack(codes))  # (SLOTS, letters, C)
+        self.things = nn.Parameter(named([f" {name}" for name in THINGS]))
+        self.colours = nn.Parameter(named([f" {name}" for name in COLOUR_NAMES]))
+        self.rows, self.columns = nn.Parameter(rows), nn.Parameter(columns)
 
     def ideal(self, labels: Labels) -> Tensor:
         """(n·g², C): what the image tokens should be."""
@@ -117,10 +120,9 @@ class Writing(nn.Module):
         `nothing` (SLOTS,) is what choosing no character weighs.
         """
         unit = (rows.float() - self.mean) / self.rms
-        inner = unit - self.places[labels.places]
+        inner = unit - self._places(labels.places)
         size = inner.square().mean(dim=1, keepdim=True).add(1e-6).sqrt()
-        chosen = (inner / size)[:, self.back]  # (n·g², SLOTS, C)
-        logits = _SHARPNESS / inner.shape[1] * (chosen @ self.letters.t())
+        logits = _SHARPNESS / inner.shape[1] * torch.einsum("nc,slc->nsl", inner / size, self.letters)
         logits = logits + functional.pad(nothing[:, None], (0, len(LETTERS) - 1))
         written = labels.slots > 0
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.slots.flatten(), reduction="none")
@@ -133,10 +135,14 @@ class Writing(nn.Module):
         return reading + away, right, written.sum()
 
     def _content(self, slots: Tensor, shown: Tensor) -> Tensor:
-        content = self.things[shown[:, 0]] + self.colours[shown[:, 1]]
-        for slot, order in zip(slots.unbind(dim=1), self.orders, strict=True):
-            content = content + self.letters[slot][:, order]
+        content = functional.embedding(shown[:, 0], self.things) + functional.embedding(shown[:, 1], self.colours)
+        for slot, codes in zip(slots.unbind(dim=1), self.letters, strict=True):
+            content = content + functional.embedding(slot, codes)
         return content / content.square().mean(dim=1, keepdim=True).add(1e-6).sqrt()
 
     def _placed(self, content: Tensor, places: Tensor) -> Tensor:
-        return (content + self.places[places]) * self.rms + self.mean
+        return (content + self._places(places)) * self.rms + self.mean
+
+    def _places(self, places: Tensor) -> Tensor:
+        grid = len(self.rows)
+        return functional.embedding(places // grid, self.rows) + functional.embedding(places % grid, self.columns)

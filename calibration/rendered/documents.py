@@ -1,6 +1,6 @@
 """Drawers of documents: printed lines, signs, receipts, forms, tables. Each returns the canvas and its questions.
 
-Text is at least 16 pixels to the em. `split` decides words, fonts and layouts.
+Text is at least 18 pixels to the em. `split` decides words, fonts and layouts.
 """
 
 from __future__ import annotations
