@@ -18,7 +18,7 @@ from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
 from quantize.torch_ops import coarse_pays
 
-_AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
+_AT_EASE = 160 << 20  # bytes of activations in flight when the user sets no limit; more is no faster
 _SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
 _LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
@@ -71,7 +71,8 @@ def _learning(config: TextConfig, settings: QuantizeSettings, tokens: int) -> in
     """Codes, places, weights and slopes of a block, copies of one linear, and what a step keeps of its tokens."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
     item = 2 if coarse_pays(settings.device) else 4
-    return _block(config) * (5 + 2 * item) + 4 * f * c * 4 + tokens * (8 * f + 3 * qkv + 8 * c) * 4
+    attention = config.heads * settings.length * 2 if item == 2 else 0  # its weights, kept for their slopes
+    return _block(config) * (5 + 2 * item) + 4 * f * c * 4 + tokens * ((8 * f + 3 * qkv + 8 * c) * 4 + attention)
 
 
 def _reconstructing(config: TextConfig, settings: QuantizeSettings) -> int:
