@@ -68,11 +68,11 @@ def _block(config: TextConfig) -> int:
 
 
 def _learning(config: TextConfig, settings: QuantizeSettings, tokens: int) -> int:
-    """A block's codes, offsets, paces, weights and slopes, copies of a linear, and what a step keeps of its tokens."""
+    """Codes, places, weights and slopes of a block, copies of one linear, and what a step keeps of its tokens."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
     item = 2 if coarse_pays(settings.device) else 4
     attention = config.heads * settings.length * 2 if item == 2 else 0  # its weights, kept for their slopes
-    return _block(config) * (7 + 2 * item) + 4 * f * c * 4 + tokens * ((8 * f + 3 * qkv + 8 * c) * 4 + attention)
+    return _block(config) * (5 + 2 * item) + 4 * f * c * 4 + tokens * ((8 * f + 3 * qkv + 8 * c) * 4 + attention)
 
 
 def _reconstructing(config: TextConfig, settings: QuantizeSettings) -> int:
