@@ -12,6 +12,7 @@ from edgevl.errors import UsageError
 from quantize.groups import block_table
 from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
+from quantize.pages import KEPT
 from quantize.partial import Partial
 from quantize.reconstruct import STEP_TOKENS
 from quantize.self_text import memory_needed
@@ -20,7 +21,7 @@ from quantize.torch_ops import coarse_pays
 
 _AT_EASE = 160 << 20  # bytes of activations in flight when the user sets no limit; more is no faster
 _SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
-_LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
+_LIBRARIES = (64 << 20) + KEPT  # bytes that torch and the rest take when they are first used, and freed ones
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 

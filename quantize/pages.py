@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's numbers of `mallopt`
-_KEPT = 256 << 20  # bytes that may stay unused at the end of the heap
+KEPT = 128 << 20  # bytes that may stay unused at the end of the heap
 _MAPPED = 32 << 20  # bytes of one piece from which on it is returned at once; glibc allows no more
 
 
@@ -19,6 +19,6 @@ def keep_pages() -> bool:
         choose = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc: musl, macOS, Windows
         return False
-    settings = ((_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _KEPT // 4), (_MMAP_THRESHOLD, _MAPPED))
+    settings = ((_TRIM_THRESHOLD, KEPT), (_TOP_PAD, KEPT // 4), (_MMAP_THRESHOLD, _MAPPED))
     answers = [choose(option, size) for option, size in settings]
     return answers == [1] * len(settings)

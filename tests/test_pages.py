@@ -15,7 +15,7 @@ from quantize.pages import keep_pages
 
 def faults():
     def once():
-        pieces = [np.ones(3 << 20) for _ in range(6)]  # 24 MiB each, all freed at the end
+        pieces = [np.ones(3 << 20) for _ in range(4)]  # 24 MiB each, all freed at the end
     once()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
