@@ -15,17 +15,19 @@ from edgevl.runner import F32, I32, Runner
 def feed(runner: Runner, ids: list[int], start: int, images: F32 | None, last: int, slot: int = 0) -> F32:
     """Prefill `ids` into `slot` from position `start`, in chunks; logits of the last `last` tokens, (last, V).
 
-    Ids below zero pick rows of `images`. The tokens whose logits are wanted go in a step of their own.
+    Ids below zero pick rows of `images`. All tokens whose logits are wanted go in the last step.
     """
     head = len(ids) - last
-    bounds = [*range(0, head, runner.limits.chunk), head, len(ids)]
+    begins = [*range(0, max(1, head), runner.limits.chunk)]
+    if len(ids) - begins[-1] > runner.limits.chunk:
+        begins.append(head)
     logits = np.empty((0, 0), np.float32)
-    for begin, end in pairwise(bounds):
+    for begin, end in pairwise([*begins, len(ids)]):
         tokens = np.asarray(ids[begin:end], np.int32)
         picked = -1 - tokens[tokens < 0]
         rows = images[picked] if images is not None and picked.size else None
         tokens[tokens < 0] = -1 - np.arange(picked.size, dtype=np.int32)
         positions = np.arange(start + begin, start + end, dtype=np.int32)
-        wanted: I32 = np.arange(end - begin - (last if end == len(ids) else 1), end - begin, dtype=np.int32)
+        wanted: I32 = np.arange(end - begin - (last if end == len(ids) else 0), end - begin, dtype=np.int32)
         logits = runner.decode(tokens, positions, np.full(end - begin, slot, np.int32), rows, wanted)
     return logits
