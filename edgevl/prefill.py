@@ -15,14 +15,13 @@ from edgevl.runner import F32, I32, Runner
 def feed(runner: Runner, ids: list[int], start: int, images: F32 | None, last: int, slot: int = 0) -> F32:
     """Prefill `ids` into `slot` from position `start`, in chunks; logits of the last `last` tokens, (last, V).
 
-    Ids below zero pick rows of `images`. All tokens whose logits are wanted go in the last step.
+    Ids below zero pick rows of `images`. The tokens whose logits are wanted go in a step of their own, so
+    that they get the same bits when the next prompt reuses what is before them. The steps before compute no logits.
     """
     head = len(ids) - last
-    begins = [*range(0, max(1, head), runner.limits.chunk)]
-    if len(ids) - begins[-1] > runner.limits.chunk:
-        begins.append(head)
+    bounds = [*range(0, head, runner.limits.chunk), head, len(ids)]
     logits = np.empty((0, 0), np.float32)
-    for begin, end in pairwise([*begins, len(ids)]):
+    for begin, end in pairwise(bounds):
         tokens = np.asarray(ids[begin:end], np.int32)
         picked = -1 - tokens[tokens < 0]
         rows = images[picked] if images is not None and picked.size else None

@@ -171,8 +171,6 @@ class Program:
         for choice in self._calls[name]:
             for call in choice.calls(counts):
                 x, y, z, *_ = (*(extent.programs(counts, call.record.tiles) for extent in call.grid), 1, 1)
-                if 0 in (x, y, z):
-                    continue  # a step without logits has no programs there, which a driver refuses
                 values = tuple(v if isinstance(v, int) else v.factor * counts.get(v.symbol, 0) for v in call.values)
                 self._device.launch(call.function, call.record, (x, y, z), values)
 
