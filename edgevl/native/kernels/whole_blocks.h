@@ -29,6 +29,19 @@ static inline float most_code(int64_t size) {
     return most < 32767.0f ? float(int32_t(most)) : 32767.0f;
 }
 
+// The largest |at(i)| of `count`, lane by lane and above zero; in four, so that none waits for the one before.
+template <class At>
+static inline V most_of(int64_t count, At at) {
+    V most[4] = {splat(1e-30f), splat(1e-30f), splat(1e-30f), splat(1e-30f)};
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        EDGEVL_UNROLL
+        for (int j = 0; j < 4; ++j) most[j] = vmax(most[j], vabs(at(i + j)));
+    }
+    for (; i < count; ++i) most[0] = vmax(most[0], vabs(at(i)));
+    return vmax(vmax(most[0], most[1]), vmax(most[2], most[3]));
+}
+
 static inline void round_query(const Flash& f, int64_t row, const float* q) {
     int16_t* out = reinterpret_cast<int16_t*>(f.q) + row * f.padded;
     float padded[2 * W];
@@ -93,8 +106,7 @@ static inline void round_keys(const Flash& f, const CachedKeys& keys, int64_t fi
     for (int64_t i = 0; i < count; i += W) {
         V inverse = splat(1.0f), scales = key_scales(keys, first + i);
         if (keys.kind != Kind::int8) {  // int8 is whole already
-            V most = splat(1e-30f);
-            for (int64_t d = 0; d < f.size; ++d) most = vmax(most, vabs(key_vector(keys, first + i, d)));
+            const V most = most_of(f.size, [&](int64_t d) { return key_vector(keys, first + i, d); });
             inverse = limit / most;
             scales = most / limit;
         }
@@ -122,11 +134,10 @@ static inline V some_values(const Source& values, int64_t at, int64_t left) {
 static inline void round_values(const Flash& f, const Source& values, int64_t first, int64_t count) {
     for (int64_t d = 0; d < f.size; d += W) {
         const int64_t left = f.size - d;
-        V most = splat(1e-30f);
-        for (int64_t i = 0; i < count; ++i) {
+        const V most = most_of(count, [&](int64_t i) {
             const V x = some_values(values, (first + i) * values.stride + d, left);
-            most = vmax(most, vabs(x * splat(row_scale(values, first + i))));
-        }
+            return x * splat(row_scale(values, first + i));
+        });
         const V inverse = splat(kMostValue) / most;
         store(whole_value_scales(f) + d, most / splat(kMostValue * kMostWeight));
         for (int64_t i = 0; i < count; i += 2) {
