@@ -171,14 +171,14 @@ static inline V whole_weight(V score, V shift) {
 }
 
 // Turns the first `count` scores of a row into whole weights where they lie, zeros behind them up to `keys`.
-static inline void soften_whole(const Flash& f, int64_t row, int64_t count, int64_t keys) {
+// The row's largest score is known.
+static inline void soften_row(const Flash& f, int64_t row, int64_t count, int64_t keys) {
     float* s = f.scores + row * kKeys;
     int16_t* codes = whole_weights(f) + 2 * row * kKeys;
     if (count <= 0) {
         std::memset(codes, 0, size_t(keys + keys % 2) * sizeof(int16_t));
         return;
     }
-    raise_top(f, row, largest(f, row, count));
     const V shift = splat(13.0f - f.top[row] * kLog2e);
     V totals = splat(0.0f);
     int64_t i = 0;
@@ -198,6 +198,23 @@ static inline void soften_whole(const Flash& f, int64_t row, int64_t count, int6
     }
     for (; i < keys; i += W) store_shorts(codes + i, splat(0.0f));
     f.total[row] += total / kMostWeight;
+}
+
+// The same for `rows` <= W rows from `first` on, of which row r sees the first visible(r) of `keys`. All their
+// largest scores are found first, so that what they have so far is rescaled by one e^x and no row waits for another.
+template <class Visible>
+static inline void soften_whole(const Flash& f, int64_t first, int64_t rows, int64_t keys, Visible visible) {
+    float before[W] = {}, now[W] = {}, factors[W];
+    for (int64_t r = 0; r < rows; ++r) {
+        before[r] = now[r] = f.top[first + r];
+        const int64_t count = visible(first + r);
+        if (count > 0) now[r] = f.top[first + r] = largest(f, first + r, count);
+    }
+    store(factors, vexp(load(before) - load(now)));
+    for (int64_t r = 0; r < rows; ++r) {
+        if (now[r] != before[r] && f.total[first + r] != 0.0f) rescale(f, first + r, factors[r]);
+        soften_row(f, first + r, visible(first + r), keys);
+    }
 }
 
 // Scores of rows [row, row + R) for B·W keys from `key` of the block on.
@@ -268,7 +285,7 @@ struct WholeBlocks {
     template <class Visible>
     static void absorb(const Flash& f, int64_t rows, int64_t keys, Visible visible) {
         by_tiles<score_rows<kTile>, score_rows<1>>(f, rows, keys);
-        for (int64_t r = 0; r < rows; ++r) soften_whole(f, r, visible(r), keys);
+        for (int64_t r = 0; r < rows; r += W) soften_whole(f, r, smaller(W, rows - r), keys, visible);
         by_tiles<weigh_rows<kTile>, weigh_rows<1>>(f, rows, keys);
     }
 };
