@@ -320,7 +320,7 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
     const int8_t* fours = x.codes;
     constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
-    constexpr int C = T * P < 4 ? 2 : 1;               // sums of a value, so that none waits for the one before
+    constexpr int C = T * P < 4 ? 2 : 1;  // sums of a value, so that none waits for the one before
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {

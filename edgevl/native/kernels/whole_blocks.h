@@ -29,7 +29,8 @@ static inline float most_code(int64_t size) {
     return most < 32767.0f ? float(int32_t(most)) : 32767.0f;
 }
 
-// The largest |at(i)| of `count`, lane by lane and above zero; in four, so that none waits for the one before.
+// The largest |at(i)| of `count`, lane by lane and above zero; in four, so that none waits for the one
+// before.
 template <class At>
 static inline V most_of(int64_t count, At at) {
     V most[4] = {splat(1e-30f), splat(1e-30f), splat(1e-30f), splat(1e-30f)};
@@ -200,8 +201,9 @@ static inline void soften_row(const Flash& f, int64_t row, int64_t count, int64_
     f.total[row] += total / kMostWeight;
 }
 
-// The same for `rows` <= W rows from `first` on, of which row r sees the first visible(r) of `keys`. All their
-// largest scores are found first, so that what they have so far is rescaled by one e^x and no row waits for another.
+// The same for `rows` <= W rows from `first` on, of which row r sees the first visible(r) of `keys`. All
+// their largest scores are found first, so that what they have so far is rescaled by one e^x and no row waits
+// for another.
 template <class Visible>
 static inline void soften_whole(const Flash& f, int64_t first, int64_t rows, int64_t keys, Visible visible) {
     float before[W] = {}, now[W] = {}, factors[W];
