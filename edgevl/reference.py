@@ -65,10 +65,11 @@ def gelu(x: F32) -> F32:
 def in_int8(x: F32, group_size: int) -> F32:
     """(rows, K) -> the same in steps of each group's largest |value| / 127, to the nearest, halves to even."""
     rows, k = x.shape
-    groups = np.pad(x.astype(np.float32), ((0, 0), (0, -k % group_size))).reshape(rows, -1, group_size)
+    padded = np.pad(x.astype(np.float32), ((0, 0), (0, -k % group_size)))
+    groups = padded.reshape(rows, padded.shape[1] // group_size, group_size)
     top = np.abs(groups).max(axis=2, keepdims=True)
     codes = np.rint(groups * np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0))
-    coded: F32 = (codes * (top / np.float32(127))).reshape(rows, -1)[:, :k]
+    coded: F32 = (codes * (top / np.float32(127))).reshape(padded.shape)[:, :k]
     return coded
 
 

@@ -12,15 +12,16 @@ from edgevl.errors import UsageError
 from quantize.groups import block_table
 from quantize.measure import HELD_OUT, LOGITS
 from quantize.observe import SAMPLE_TOKENS
+from quantize.pages import KEPT
 from quantize.partial import Partial
 from quantize.reconstruct import STEP_TOKENS
 from quantize.self_text import memory_needed
 from quantize.settings import QuantizeSettings
 from quantize.torch_ops import coarse_pays
 
-_AT_EASE = 1 << 29  # bytes of activations in flight when the user sets no limit
+_AT_EASE = 160 << 20  # bytes of activations in flight when the user sets no limit; more is no faster
 _SMALL_FILES = 20 << 20  # bytes: tokenizer, report, and what lies beside a checkpoint
-_LIBRARIES = 64 << 20  # bytes that torch and the rest take when they are first used
+_LIBRARIES = (64 << 20) + 3 * KEPT // 2  # bytes that torch and the rest take when first used; freed ones, and holes
 _LOGIT_COPIES = 6  # f64 rows of logits and what is computed from them
 _COPIES = 6  # f32 copies of the widest linear that the search and its temporaries hold at once
 
@@ -71,7 +72,8 @@ def _learning(config: TextConfig, settings: QuantizeSettings, tokens: int) -> in
     """Codes, places, weights and slopes of a block, copies of one linear, and what a step keeps of its tokens."""
     c, f, qkv = config.hidden_size, config.intermediate_size, config.qkv_size
     item = 2 if coarse_pays(settings.device) else 4
-    return _block(config) * (5 + 2 * item) + 4 * f * c * 4 + tokens * (8 * f + 3 * qkv + 8 * c) * 4
+    attention = config.heads * settings.length * 2 if item == 2 else 0  # its weights, kept for their slopes
+    return _block(config) * (5 + 2 * item) + 7 * f * c * 4 + tokens * ((8 * f + 3 * qkv + 8 * c) * 4 + attention)
 
 
 def _reconstructing(config: TextConfig, settings: QuantizeSettings) -> int:

@@ -39,6 +39,7 @@ from quantize.groups import BlockTable, block_table
 from quantize.measure import HELD_OUT, compare_states, last_hidden, text_tokens
 from quantize.observe import observe_block, run_block
 from quantize.output import write_output
+from quantize.pages import give_back, keep_pages
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
 from quantize.reconstruct import reconstruct
@@ -69,6 +70,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
     Raises `CheckpointError` for a checkpoint that cannot be used, `UsageError` for settings that do not fit it, and
     `EdgevlError` when numbers overflow. After an interruption the same call with `resume` goes on.
     """
+    keep_pages()
     checkpoint = open_checkpoint(model)
     partial = Partial(out)
     sweep(out)
@@ -256,6 +258,7 @@ def _one_block(
     scheme = Scheme(settings.group_size, settings.scheme == "sym")
     result = quantize_block(config, table, tensors, seen, scheme, store_as, tick, settings.chosen, coarse)
     _check_stored(result)
+    give_back()
     tick("reconstruct")
     learned = None
     for float_path in run.activations.paths[1:]:

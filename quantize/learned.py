@@ -5,7 +5,7 @@ Rounding is stepped over by gradients as if it were not there (straight through)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,36 @@ from edgevl.weights import Int4Weight
 from quantize.rounding import TINY, GroupGrid, decode, grouped, stored_weight
 
 _EDGE = 0.499  # a weight begins within the reach of the code that it has
+_KEPT = 0.9  # of the running means of squares, at each step
+_LEAST = 1e-18  # of what is divided by, so that no slope at all is no step
+
+
+class Pace:
+    """Slopes relative to what is usual in their rows and columns, which differ by orders of magnitude.
+
+    Usual is the root of running means of squares, of a row times of a column (the factored second moment of Shazeer &
+    Stern 2018, arXiv 1804.04235). A step is about 1 on average, as signs are; but where a slope is small, and its sign
+    so mere chance, little moves.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._rows = self._columns = torch.zeros(())
+
+    def __call__(self, slope: Tensor) -> Tensor:
+        """The step (N, ...) to be taken away, for a slope (N, ...)."""
+        squares = slope.square()
+        rows, columns = squares.flatten(1).mean(dim=1), squares.mean(dim=0)
+        if not self._steps:
+            self._rows, self._columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        self._steps += 1
+        self._rows.lerp_(rows, 1 - _KEPT)
+        self._columns.lerp_(columns, 1 - _KEPT)
+        total = self._rows.mean().sqrt().clamp(min=_LEAST)
+        share = (self._rows.sqrt() / total).reshape(-1, *[1] * (slope.ndim - 1))
+        usual = self._columns.sqrt() / (1 - _KEPT**self._steps) ** 0.5
+        step: Tensor = slope / (share * usual).clamp_(min=_LEAST)
+        return step
 
 
 @dataclass
@@ -25,6 +55,7 @@ class LearnedLinear:
     scales: Tensor  # (N, K/Q), as they were
     zeros: Tensor  # (N, K/Q)
     stretch: Tensor  # (N, K/Q): log of what the scales are multiplied by
+    paces: tuple[Pace, Pace] = field(default_factory=lambda: (Pace(), Pace()))  # of place and of stretch
 
     @staticmethod
     def begin(stored: Int4Weight, weight: Tensor) -> LearnedLinear:
@@ -54,6 +85,12 @@ class LearnedLinear:
     def stored(self) -> Int4Weight:
         """What would be stored now."""
         return stored_weight(self.codes().flatten(1), self.grid())
+
+    def learn(self, slope: Tensor, reach: float, stretch: float) -> None:
+        """A step against the gradient (N, K) of `weight`: places move by about `reach`, stretches by `stretch`."""
+        place_step, stretch_step = (pace(part) for pace, part in zip(self.paces, self.slopes(slope), strict=True))
+        self.place -= reach * place_step
+        self.stretch -= stretch * stretch_step
 
     def slopes(self, slope: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient (N, K) of `weight`: those of `place`, up to a positive factor, and of `stretch`."""

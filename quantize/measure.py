@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 _LENGTH = 512  # tokens of a sequence, the first of which is not predicted
 _AT_ONCE = 4  # sequences in a block together
-LOGITS = 256  # rows of logits held at once
+LOGITS = 64  # rows of logits held at once
 HELD_OUT = 8  # sequences of the held-out text that a run carries along, at most
 _RUN = 64  # tokens whose mean counts as one observation
 

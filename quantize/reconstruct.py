@@ -2,10 +2,10 @@
 
 AWQ judges one linear at a time. Here the quantized block runs on the quantized path's hidden
 states, and what leaves it is held against what leaves the float block on the float path, so a block also makes up for
-what the blocks before it lost. Every weight keeps its place between two codes and is moved by the sign of its gradient,
-every scale likewise (the idea of Cheng et al. 2023, arXiv 2309.05516); the start is the result of the steps before, so
-few steps do. Errors count relative to the token's own hidden state: a few tokens have states a thousand times larger
-than all others, and the next norm divides by them. Called by `quantize.job`.
+what the blocks before it lost. Every weight has its place between two codes and moves against its gradient, every scale
+likewise, by steps that shrink to nothing (the idea of Cheng et al. 2023, arXiv 2309.05516, who go by signs alone); the
+start is the result of the steps before, so few steps do. Errors count relative to the token's own hidden state: a few
+tokens have states a thousand times larger than all others, and the next norm divides by them. Called by `quantize.job`.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def reconstruct(
         for name, linear in learned.items():
             slope = values.pop(f"{name}.weight").grad
             assert slope is not None, name
-            place, stretch = linear.slopes(slope)
-            linear.place -= _REACH * far * place.sign()
-            linear.stretch -= _STRETCH * far * stretch.sign()
+            linear.learn(slope, _REACH * far, _STRETCH * far)
     for name, linear in learned.items():
         values[f"{name}.weight"] = linear.weight()
     after = distance.of_first(values, hidden, wanted)

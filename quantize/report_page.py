@@ -72,7 +72,7 @@ def draw_page(report: dict[str, Any], pictures: list[Picture]) -> str:
 
 
 def _svg(draw: Callable[[Any], None], grid: tuple[int, int], height: float) -> str:
-    """Inline SVG of a figure that `draw` fills, 9 inches wide; text stays text."""
+    """A figure that `draw` fills, 9 inches wide, as inline SVG in its own frame; text stays text."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def _svg(draw: Callable[[Any], None], grid: tuple[int, int], height: float) -> s
             right=0.96 if height < 3 and grid[1] == 2 else 0.985,
             bottom=0.48 / height,
             top=1 - 0.3 / height,
-            wspace=0.3,
+            wspace=0.4 if grid[1] > 2 else 0.3,
         )
         stream = io.StringIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
@@ -105,7 +105,8 @@ def _svg(draw: Callable[[Any], None], grid: tuple[int, int], height: float) -> s
     salt = f"g{zlib.crc32(text.encode())}-"
     text = re.sub(r'\bid="', f'id="{salt}', text)
     text = re.sub(r"url\(#", f"url(#{salt}", text)
-    return re.sub(r'href="#', f'href="#{salt}', text)
+    text = re.sub(r'href="#', f'href="#{salt}', text)
+    return f'<div class="scroll">{text}</div>'  # on a narrow screen, so that its words stay readable
 
 
 def _logarithmic(axis: Any) -> None:

@@ -19,7 +19,7 @@ class Recipe:
     scales: bool = True  # AWQ's, by activations
     value_scale: bool = True  # v -> o under GQA
     clip: bool = True
-    reconstruct: int = 24  # steps in which each block learns to give what the float model has after it
+    reconstruct: int = 32  # steps in which each block learns to give what the float model has after it
 
 
 EFFORTS = {

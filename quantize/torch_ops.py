@@ -19,6 +19,8 @@ from edgevl.config import TextConfig
 from edgevl.ops import Linear, Norm, Step
 from edgevl.rope import inverse_frequencies
 
+_WHOLE = 1024  # tokens of a sequence whose attention weights are held as one matrix, where that is faster
+
 PartWeight = tuple[Tensor, Tensor | None]
 Observer = Callable[[str, Tensor], None]  # part name, input (rows, K)
 
@@ -52,7 +54,8 @@ def coarse_pays(device: str) -> bool:
 class TorchOps:
     """`Ops` over torch tensors. `length` is S, the tokens of every sequence; `observe` sees each linear's input.
 
-    `coarse`: linears round their inputs, weights and outputs to bf16 (8 bits of precision); all else stays as it is.
+    `coarse`: linears and attention round what they read, their weights and outputs to bf16 (8 bits of precision); all
+    else stays as it is.
     """
 
     def __init__(
@@ -122,6 +125,8 @@ class TorchOps:
         keys, values = self._cache[layer]
         share = config.heads // config.kv_heads
         query = self._by_sequence(q.reshape(-1, config.heads, config.head_dim))  # (B, H, S, D)
+        if self._coarse and self._length <= _WHOLE:
+            return _coarse_attention(query, keys, values).transpose(1, 2).reshape(q.shape).to(q.dtype)
         if share > 1:
             keys, values = keys.repeat_interleave(share, dim=1), values.repeat_interleave(share, dim=1)
         out = functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
@@ -171,3 +176,17 @@ class TorchOps:
             self._turns = (angles.cos().float()[:, None, :], angles.sin().float()[:, None, :])
             self._turns_of = positions
         return self._turns
+
+
+def _coarse_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention (B, H, S, D) in bf16, over keys and values (B, G, S, D), their weights written out.
+
+    Three times as fast as torch's fused one with its gradients on a CPU, and query heads share keys without copies.
+    """
+    batch, heads, length, size = query.shape
+    groups = keys.shape[1]
+    rows = (query * size**-0.5).bfloat16().reshape(batch, groups, -1, size)  # query heads of one KV head together
+    scores = rows @ keys.bfloat16().transpose(2, 3)  # (B, G, H/G·S, S)
+    later = torch.full((length, length), -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    weights = torch.softmax(scores.reshape(batch, heads, length, length) + later, dim=3)
+    return (weights.reshape(scores.shape) @ values.bfloat16()).reshape(batch, heads, length, size)

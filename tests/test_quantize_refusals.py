@@ -148,10 +148,10 @@ def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_self_needs_the_model_in_memory(tmp_path: Path) -> None:
-    model = str(tiny_llama(tmp_path / "m", hidden=256, ff=256, heads=8, kv_heads=8, vocab=131072))
-    settings = QuantizeSettings(calibration="self", samples=1, length=64, max_memory=100_000_000, measure=False)
+    model = str(tiny_llama(tmp_path / "m", hidden=256, ff=256, heads=8, kv_heads=8, vocab=262144))
+    settings = QuantizeSettings(calibration="self", samples=1, length=64, max_memory=300_000_000, measure=False)
     with pytest.raises(
-        UsageError, match=r"--calibration self holds the whole model in memory, 0\.\d+ GB, and there is 0\.10 GB"
+        UsageError, match=r"--calibration self holds the whole model in memory, 0\.\d+ GB, and there is 0\.30 GB"
     ):
         quantize(model, tmp_path / "out", settings)
 

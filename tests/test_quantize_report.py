@@ -16,7 +16,7 @@ from edgevl.commands import measure
 from edgevl.errors import UsageError
 from quantize.job import quantize
 from quantize.report import add_measurement, read_report
-from quantize.settings import QuantizeSettings
+from quantize.settings import EFFORTS, QuantizeSettings
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def test_the_report_says_what_was_done(made: tuple[Path, Path]) -> None:
     assert used["image_tokens"] > 0 and used["sources"]
     for block in report["blocks"]:
         learned = block["reconstruction"]
-        assert learned["steps"] == 24 and learned["kept"] == (learned["error_after"] < learned["error_before"])
+        assert learned["steps"] == EFFORTS["balanced"].reconstruct
+        assert learned["kept"] == (learned["error_after"] < learned["error_before"])
         assert block["error"] > 0 and block["seconds"] > 0 and "channels" not in block
         assert 0 < block["drift"] < 1
         assert all(group["error_chosen"] <= group["error_rounded"] for group in block["groups"])

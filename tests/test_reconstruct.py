@@ -11,7 +11,7 @@ from edgevl.weights import dequantize
 from quantize import reconstruct as module
 from quantize.awq import BlockResult, quantize_block
 from quantize.groups import BlockTable, block_table
-from quantize.learned import LearnedLinear
+from quantize.learned import LearnedLinear, Pace
 from quantize.observe import run_block
 from quantize.part_tensors import JoinedTensors
 from quantize.reconstruct import reconstruct
@@ -71,6 +71,25 @@ def test_it_begins_with_the_codes_that_are_there() -> None:
     begun = LearnedLinear.begin(type(weight)(moved, weight.scales, weight.zeros), case.result.floats[name])
     assert np.array_equal(begun.codes().flatten(1).numpy(), moved)
     assert (begun.place - begun.codes()).abs().max() < 0.5
+
+
+def test_steps_are_even_over_rows_and_columns() -> None:
+    """Rows and columns of slopes from 1e-16 to 1e4 move alike; signs stay, and none at all is no step."""
+    rng = np.random.RandomState(4)
+    plain = rng.standard_normal((30, 2, 32)).astype(np.float32)
+    sizes = (np.float32(10) ** rng.uniform(-8, 2, shape) for shape in ((30, 1, 1), (1, 2, 32)))
+    slope = torch.from_numpy((plain * next(sizes) * next(sizes)).astype(np.float32))
+    step = Pace()(slope)
+    assert torch.equal(step.sign(), slope.sign())
+    for dims in ((1, 2), (0,), (0, 1, 2)):
+        size = step.square().mean(dim=dims).sqrt()
+        assert size.min() > 0.1 and size.max() < 10, (dims, size)
+    assert torch.equal(Pace()(torch.zeros(4, 2, 8)), torch.zeros(4, 2, 8))
+    pace = Pace()
+    first, second, third = pace(slope), pace(slope), pace(0.01 * slope)
+    assert torch.allclose(first, second, rtol=1e-4), "the mean of what never changes"
+    usual = (0.171 / 0.271) ** 0.5  # 0.9 - 0.9^3 of 1 - 0.9^3: what is remembered of the first two
+    assert torch.allclose(third, 0.01 * first / usual, rtol=1e-3)
 
 
 def test_the_same_seed_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from checkpoints import tiny_llama, tiny_vl
 from edgevl.checkpoint import Checkpoint, open_checkpoint, part_weight
@@ -18,7 +19,7 @@ from edgevl.ops import Linear, Norm, Step
 from edgevl.reference import ReferenceOps
 from edgevl.weights import FloatWeight, dequantize
 from quantize.part_tensors import CheckpointParts, JoinedTensors, to_torch
-from quantize.torch_ops import TorchOps, batch_step
+from quantize.torch_ops import TorchOps, _coarse_attention, batch_step
 
 
 def no_weights(name: str) -> Any:
@@ -116,3 +117,24 @@ def test_gradients_reach_the_joined_sources(tmp_path: Path) -> None:
     ids = torch.arange(16).reshape(2, 8)
     decoder(ops, checkpoint.config.text, batch_step(ids)).square().mean().backward()
     assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_coarse_attention_is_attention(kv_heads: int) -> None:
+    """Values and gradients against torch's own in f32, to what bf16 leaves; later tokens are not looked at."""
+    batch, heads, length, size = 2, 4, 37, 16
+    rows = [normal(seed, batch, count, length, size) for seed, count in enumerate((heads, kv_heads, kv_heads))]
+    ours, theirs = ([torch.from_numpy(row.copy()).requires_grad_() for row in rows] for _ in range(2))
+    found = _coarse_attention(*ours)
+    wanted = functional.scaled_dot_product_attention(*theirs, is_causal=True, enable_gqa=True)
+    assert found.dtype == torch.bfloat16
+    (found.float() * wanted.detach()).sum().backward()
+    (wanted * wanted.detach()).sum().backward()
+    pairs = [(found, wanted), *((a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))]
+    for got, right in pairs:
+        assert got is not None and right is not None
+        assert (got.float() - right).square().mean().sqrt() < 0.02 * right.square().mean().sqrt()
+    changed = [x.detach().clone() for x in ours]
+    for x in changed:
+        x[:, :, -1] += 5.0
+    assert torch.equal(_coarse_attention(*changed)[:, :, :-1], found[:, :, :-1])

@@ -62,10 +62,10 @@ def test_the_memory_estimate_holds(tmp_path: Path) -> None:
     model = write_llama(tmp_path / "m", Sizes(1024, 3584, 1, 8, 2, 16384))
     for name, settings in (
         ("plain", {"group_size": 128, "calibration": "text", "samples": 8, "length": 256}),
-        ("tight", {"group_size": 128, "calibration": "text", "samples": 32, "length": 256, "max_memory": 750_000_000}),
+        ("tight", {"group_size": 128, "calibration": "text", "samples": 32, "length": 256, "max_memory": 10**9}),
         ("disk", {"group_size": 128, "calibration": "text", "samples": 32, "length": 256, "max_activations": 1 << 20}),
     ):
         memory = _in_a_process(settings, model, tmp_path / name)["memory"]
         held = memory["peak_own_bytes"] - memory["interpreter_bytes"]
         assert 0.4 * memory["estimated_bytes"] < held < 1.1 * memory["estimated_bytes"], (name, memory)
-        assert name != "tight" or held < 750_000_000
+        assert name != "tight" or held < 10**9

@@ -184,7 +184,7 @@ def _summary(document: dict[str, Any]) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"name": name, "model": runs[0]["model"], "threads": threads, "rounds": len(runs)}
         entry["limits"] = {key: _median([limit[key] for limit in limits]) for key in ("read_gb_s", "int8_gop_s")}
         entry["cases"] = _cases(runs, entry["limits"], document["options"]["blocks"])
-        for key in ("load_seconds", "first_token_seconds", "resident_bytes", "planned_bytes"):
+        for key in ("load_seconds", "first_token_seconds", "resident_bytes", "model_bytes", "planned_bytes"):
             if key in runs[0]:
                 entry[key] = _median([run[key] for run in runs])
         found.append(entry)
@@ -203,7 +203,8 @@ def _cases(runs: list[dict[str, Any]], limits: dict[str, float], blocks: int) ->
         case = cases[f"decode {depth}"] = _rate(generate, [run["decode"][depth] for run in runs])
         if "step_bytes" in first:
             used = first["step_bytes"][depth] * case["rate"] / 1e9
-            case |= {"gb_s": used, "share": used / limits["read_gb_s"]}
+            # memory varies from minute to minute: its limit is measured right after, in the same process
+            case |= {"gb_s": used, "share": used / _median([run["read_gb_s"] for run in runs])}
     if "batched" in first:
         cases[f"{_SLOTS} slots"] = _rate(generate * _SLOTS, [run["batched"] for run in runs])
     if "tile_seconds" in first:
@@ -240,7 +241,7 @@ def _print(document: dict[str, Any]) -> None:
         for entry in entries:
             cells = [_cell(entry["cases"].get(column)) for column in columns]
             load = f"{entry['load_seconds']:.2f} s" if "load_seconds" in entry else ""
-            lines.append([entry["name"], *cells, load, bytes_text(int(entry["resident_bytes"])) if load else ""])
+            lines.append([entry["name"], *cells, load, _memory(entry) if load else ""])
         ours = entries[0]
         for other in entries[1:]:
             if ours["name"].startswith("edgevl"):
@@ -254,6 +255,14 @@ def _print(document: dict[str, Any]) -> None:
         table(title, ["per second", *columns, "load", "memory"], lines)
     for name, reason in document["failed"].items():
         note(f"{name}: {reason}")
+
+
+def _memory(entry: dict[str, Any]) -> str:
+    """What the process holds, and for ours how much of it came with the model, of what was planned."""
+    text = bytes_text(int(entry["resident_bytes"]))
+    if "model_bytes" not in entry:
+        return text
+    return f"{text}; {bytes_text(int(entry['model_bytes']))} of {bytes_text(int(entry['planned_bytes']))} planned"
 
 
 def _cell(case: dict[str, float] | None) -> str:

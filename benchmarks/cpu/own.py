@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cpu.models import eight_b, random_weights, tower
-from benchmarks.cpu.runners.runner import Job, Measured, batched, measure, peak_bytes, read_job, report
+from benchmarks.cpu.runners.runner import CLOCKS, Job, Measured, batched, measure, peak_bytes, read_job, report
 from edgevl import __version__
 from edgevl.backends.cpu import CpuRunner, Weights
 from edgevl.bundle import Bundle
@@ -21,6 +21,7 @@ from edgevl.config import ModelConfig
 from edgevl.memory import kv_row_bytes
 from edgevl.models.names import all_parts
 from edgevl.prefill import feed
+from edgevl.probes import read_bandwidth
 from edgevl.runner import Limits
 
 
@@ -53,6 +54,7 @@ class Own:
 def main() -> None:
     """Run the job that the command line names."""
     job = read_job()
+    empty = peak_bytes()  # Python and what is imported
     began = time.perf_counter()
     if job.tiles:
         report(job, _vision(job))
@@ -69,7 +71,9 @@ def main() -> None:
     read = sum(weights(part.name).nbytes for part in all_parts(config) if part.region in ("text", "head"))
     row = 2 * config.text.layers * config.text.kv_heads * kv_row_bytes(limits.kv, config.text.head_dim)
     measured["step_bytes"] = {str(depth): read + row * (depth + job.generate // 2) for depth in job.depths}
-    measured |= {"backend": runner.backend, "resident_bytes": peak_bytes()}
+    resident = peak_bytes()
+    measured |= {"backend": runner.backend, "resident_bytes": resident, "model_bytes": resident - empty}
+    measured["read_gb_s"] = read_bandwidth(job.threads, 3, CLOCKS[job.clock])
     if job.slots:
         wider = replace(limits, slots=job.slots, logit_rows=max(job.slots, limits.logit_rows))
         many = Own(CpuRunner(config, wider, weights, job.threads))

@@ -23,7 +23,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
     type=click.Choice(["fast", "balanced", "best"]),
     default="balanced",
     show_default=True,
-    help="fast: AWQ scales and clips; balanced: then each block learns codes and scales; best: four times as long.",
+    help="fast: AWQ scales and clips; balanced: then each block learns codes and scales; best: three times the steps.",
 )
 @click.option(
     "--calibration",

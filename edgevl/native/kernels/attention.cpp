@@ -214,7 +214,9 @@ void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t grou
 }
 
 void run_many(const Attention& a, int64_t tokens, int64_t item, float* scratch) {
-    const int64_t group = item % a.cache.groups, block = item / a.cache.groups * block_tokens(a);
+    // the last tokens first: they see the most keys, and what is left for the end is short
+    const int64_t cuts = blocks(tokens, block_tokens(a)), group = item % a.cache.groups;
+    const int64_t block = (cuts - 1 - item / a.cache.groups) * block_tokens(a);
     const int64_t end = smaller(tokens, block + block_tokens(a));
     const Flash f = make_flash(scratch, a.cache.size, larger(kQueryRows, share_of(a)));
     for (int64_t first = block; first < end;) {

@@ -102,16 +102,21 @@ static inline void get_output(const Flash& f, int64_t row, float* out) {
     for (int64_t d = 0; d < f.size; ++d) out[d] = f.out[row * f.padded + d] * scale;
 }
 
-// Takes a new largest score of a row: what the row has so far is rescaled.
+// What a row has so far, times `factor`: its largest score has grown.
+static inline void rescale(const Flash& f, int64_t row, float factor) {
+    f.total[row] *= factor;
+    float* out = f.out + row * f.padded;
+    for (int64_t d = 0; d < f.padded; d += W) store(out + d, load(out + d) * splat(factor));
+}
+
+// Takes a new largest score of a row.
 static inline void raise_top(const Flash& f, int64_t row, float top) {
     const float before = f.top[row];
     f.top[row] = top;
     if (top == before || f.total[row] == 0.0f) return;
     float lanes[W];
     store(lanes, vexp(splat(before - top)));
-    f.total[row] *= lanes[0];
-    float* out = f.out + row * f.padded;
-    for (int64_t d = 0; d < f.padded; d += W) store(out + d, load(out + d) * splat(lanes[0]));
+    rescale(f, row, lanes[0]);
 }
 
 // The largest of the first `count` > 0 scores of a row, and of those before.

@@ -212,7 +212,7 @@ int64_t items(const Linear& a, const Step& step, int phase) {
     const int64_t rows = rows_of(a.rows, step.counts);
     if (rows == 0) return 0;
     if (phase == 0) {  // rounding of x
-        return in_panels(a.weight) && rows > kGemvRows ? blocks(rows, kRowGrain) : 0;
+        return in_panels(a.weight) && rows > kGemvRows ? row_items(a, step, phase) : 0;
     }
     if (in_panels(a.weight)) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step, rows));
     if (rows <= kGemvRows) return blocks(a.weight.n, few_grain(a, step));
@@ -250,8 +250,8 @@ void run(const Linear& a, const Step& step, int phase, int64_t item, float* scra
     const int64_t rows = rows_of(a.rows, step.counts);
     const Weight& w = a.weight;
     if (phase == 0) {
-        const int64_t end = smaller(rows, (item + 1) * kRowGrain);
-        return quantize_rows(a, rows, item * kRowGrain, end, a.coded);
+        const int64_t grain = row_grain(rows, step), end = smaller(rows, (item + 1) * grain);
+        return quantize_rows(a, rows, item * grain, end, a.coded);
     }
     if (in_panels(w)) return run_panels(a, step, rows, item, scratch);
     if (rows <= kGemvRows) {

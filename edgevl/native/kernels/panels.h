@@ -12,7 +12,7 @@ namespace edgevl {
 namespace EDGEVL_ISA {
 
 constexpr int kLanes = int(kPanelRows);  // out-features of a panel
-constexpr int64_t kAhead = 2048;         // bytes of codes of each panel that are fetched ahead
+constexpr int64_t kAhead = 4096;         // bytes of codes of each panel that are fetched ahead
 constexpr int kParts = kLanes / W;       // vectors of f32 that hold one value of each
 
 // -- activations
@@ -291,15 +291,36 @@ constexpr int kPanelTile = 4;
 // -- panels
 // ----------------------------------------------------------------------------------------------------------------
 
+// Eight in-features of a panel: 64 bytes of int4 codes, or 128 of int8.
+template <Kind kind>
+struct Eight;
+template <>
+struct Eight<Kind::int4> {
+    static constexpr int64_t bytes = 64;
+    Fours codes;
+    static Eight load(const uint8_t* p) { return {load_fours(p)}; }
+    Sums low(Sums sums, const int8_t* x) const { return dot4(sums, codes.low, x); }
+    Sums high(Sums sums, const int8_t* x) const { return dot4(sums, codes.high, x); }
+};
+template <>
+struct Eight<Kind::int8> {
+    static constexpr int64_t bytes = 128;
+    Bytes first, second;
+    static Eight load(const uint8_t* p) { return {load_bytes(p), load_bytes(p + 64)}; }
+    Sums low(Sums sums, const int8_t* x) const { return dot_bytes(sums, first, x); }
+    Sums high(Sums sums, const int8_t* x) const { return dot_bytes(sums, second, x); }
+};
+
 // P panels from `first` on times the first T of S coded rows side by side: y (T, 16·P), rows `stride` apart.
 template <Kind kind, int T, int S, int P>
 static inline void multiply_panels(const Weight& w, int64_t first, const CodedRows& x, float* y,
                                    int64_t stride) {
-    constexpr int64_t depth = kind == Kind::int4 ? 8 : 4;  // in-features in 64 bytes of codes
-    const int64_t codes_bytes = w.groups * w.group / depth * 64, steps = w.group / depth;
+    constexpr int64_t bytes = Eight<kind>::bytes;
+    const int64_t codes_bytes = w.groups * w.group / 8 * bytes, steps = w.group / 8;
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
     const int8_t* fours = x.codes;
     constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
+    constexpr int C = T * P < 4 ? 2 : 1;  // sums of a value, so that none waits for the one before
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {
@@ -310,43 +331,35 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
         }
     }
     for (int64_t g = 0; g < w.groups; ++g) {
-        Sums sums[P][T];
+        Sums sums[C][P][T];
         EDGEVL_UNROLL
         for (int t = 0; t < T; ++t) {
-            const Sums begin = kind == Kind::int8 ? first_sums(x.whole[g * S + t]) : no_sums();
             EDGEVL_UNROLL
-            for (int p = 0; p < P; ++p) sums[p][t] = begin;
+            for (int p = 0; p < P; ++p) {
+                sums[C - 1][p][t] = no_sums();
+                sums[0][p][t] = kind == Kind::int8 ? first_sums(x.whole[g * S + t]) : no_sums();
+            }
         }
         // what is fetched ahead of the end of a panel is the beginning of the one P further on
-        const bool ends = (g + 1) * steps * 64 + kAhead > codes_bytes;
+        const bool ends = (g + 1) * steps * bytes + kAhead > codes_bytes;
         const int64_t ahead = ends ? kAhead + (P - 1) * codes_bytes : kAhead;
-        for (int64_t j = 0; j < steps; ++j, codes += 64, fours += depth * S) {
-            if constexpr (kind == Kind::int4) {
-                Fours four[P];
+        for (int64_t j = 0; j < steps; ++j, codes += bytes, fours += 8 * S) {
+            Eight<kind> eight[P];
+            EDGEVL_UNROLL
+            for (int p = 0; p < P; ++p) {
+                const uint8_t* from = codes + p * codes_bytes;
+                if (fetch) {
+                    EDGEVL_UNROLL
+                    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + ahead + line);
+                }
+                eight[p] = Eight<kind>::load(from);
+            }
+            EDGEVL_UNROLL
+            for (int t = 0; t < T; ++t) {
                 EDGEVL_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    if (fetch) __builtin_prefetch(codes + p * codes_bytes + ahead);
-                    four[p] = load_fours(codes + p * codes_bytes);
-                }
-                EDGEVL_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    EDGEVL_UNROLL
-                    for (int p = 0; p < P; ++p) {
-                        sums[p][t] = dot4(sums[p][t], four[p].low, fours + 4 * t);
-                        sums[p][t] = dot4(sums[p][t], four[p].high, fours + 4 * (S + t));
-                    }
-                }
-            } else {
-                Bytes bytes[P];
-                EDGEVL_UNROLL
-                for (int p = 0; p < P; ++p) {
-                    if (fetch) __builtin_prefetch(codes + p * codes_bytes + ahead);
-                    bytes[p] = load_bytes(codes + p * codes_bytes);
-                }
-                EDGEVL_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    EDGEVL_UNROLL
-                    for (int p = 0; p < P; ++p) sums[p][t] = dot_bytes(sums[p][t], bytes[p], fours + 4 * t);
+                    sums[0][p][t] = eight[p].low(sums[0][p][t], fours + 4 * t);
+                    sums[C - 1][p][t] = eight[p].high(sums[C - 1][p][t], fours + 4 * (S + t));
                 }
             }
         }
@@ -367,7 +380,9 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
                 }
                 EDGEVL_UNROLL
                 for (int t = 0; t < T; ++t) {
-                    const V whole = as_float(sums[p][t], i) * splat(x.scales[g * S + t]);
+                    V whole = as_float(sums[0][p][t], i);
+                    if (C > 1) whole = whole + as_float(sums[C - 1][p][t], i);  // both exact, so rounded once
+                    whole = whole * splat(x.scales[g * S + t]);
                     if constexpr (kind == Kind::int4) {
                         acc[p][t][i] = fma(scale, whole, acc[p][t][i]) - shift * splat(x.sums[g * S + t]);
                     } else {
@@ -390,11 +405,9 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
     }
 }
 
-// Panels that are worked on together, so that sums fill the registers.
-constexpr int panels_abreast(int rows) {
-    if (W == 16) return rows <= 3 ? 4 : 2;
-    return rows == 1 ? 4 : rows == 2 ? 2 : 1;
-}
+// Panels that are worked on together. Few rows wait for memory, which is quickest read in one piece; many
+// fill the registers with sums.
+constexpr int panels_abreast(int rows) { return W == 16 && rows > 8 ? 2 : 1; }
 
 // Panels [first, last) times the first T of S coded rows side by side: into y (T, N), the last panel cut off
 // at N.

@@ -91,14 +91,13 @@ int64_t items(const RopeWrite& a, const Step& step, int phase) {
 }
 
 void run(const RopeWrite& a, const Step& step, int phase, int64_t item, float* scratch) {
-    const int64_t end = smaller(rows_of(a.rows, step.counts), (item + 1) * kRowGrain);
-    for (int64_t row = item * kRowGrain; row < end; ++row) {
+    run_item(a.rows, step, item, [&](int64_t row) {
         if (phase == 0) {
             fill_turns(a, row);
         } else {
             one_row(a, row, scratch);
         }
-    }
+    });
 }
 
 }  // namespace

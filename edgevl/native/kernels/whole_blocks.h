@@ -29,6 +29,20 @@ static inline float most_code(int64_t size) {
     return most < 32767.0f ? float(int32_t(most)) : 32767.0f;
 }
 
+// The largest |at(i)| of `count`, lane by lane and above zero; in four, so that none waits for the one
+// before.
+template <class At>
+static inline V most_of(int64_t count, At at) {
+    V most[4] = {splat(1e-30f), splat(1e-30f), splat(1e-30f), splat(1e-30f)};
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        EDGEVL_UNROLL
+        for (int j = 0; j < 4; ++j) most[j] = vmax(most[j], vabs(at(i + j)));
+    }
+    for (; i < count; ++i) most[0] = vmax(most[0], vabs(at(i)));
+    return vmax(vmax(most[0], most[1]), vmax(most[2], most[3]));
+}
+
 static inline void round_query(const Flash& f, int64_t row, const float* q) {
     int16_t* out = reinterpret_cast<int16_t*>(f.q) + row * f.padded;
     float padded[2 * W];
@@ -93,8 +107,7 @@ static inline void round_keys(const Flash& f, const CachedKeys& keys, int64_t fi
     for (int64_t i = 0; i < count; i += W) {
         V inverse = splat(1.0f), scales = key_scales(keys, first + i);
         if (keys.kind != Kind::int8) {  // int8 is whole already
-            V most = splat(1e-30f);
-            for (int64_t d = 0; d < f.size; ++d) most = vmax(most, vabs(key_vector(keys, first + i, d)));
+            const V most = most_of(f.size, [&](int64_t d) { return key_vector(keys, first + i, d); });
             inverse = limit / most;
             scales = most / limit;
         }
@@ -122,11 +135,10 @@ static inline V some_values(const Source& values, int64_t at, int64_t left) {
 static inline void round_values(const Flash& f, const Source& values, int64_t first, int64_t count) {
     for (int64_t d = 0; d < f.size; d += W) {
         const int64_t left = f.size - d;
-        V most = splat(1e-30f);
-        for (int64_t i = 0; i < count; ++i) {
+        const V most = most_of(count, [&](int64_t i) {
             const V x = some_values(values, (first + i) * values.stride + d, left);
-            most = vmax(most, vabs(x * splat(row_scale(values, first + i))));
-        }
+            return x * splat(row_scale(values, first + i));
+        });
         const V inverse = splat(kMostValue) / most;
         store(whole_value_scales(f) + d, most / splat(kMostValue * kMostWeight));
         for (int64_t i = 0; i < count; i += 2) {
@@ -160,14 +172,14 @@ static inline V whole_weight(V score, V shift) {
 }
 
 // Turns the first `count` scores of a row into whole weights where they lie, zeros behind them up to `keys`.
-static inline void soften_whole(const Flash& f, int64_t row, int64_t count, int64_t keys) {
+// The row's largest score is known.
+static inline void soften_row(const Flash& f, int64_t row, int64_t count, int64_t keys) {
     float* s = f.scores + row * kKeys;
     int16_t* codes = whole_weights(f) + 2 * row * kKeys;
     if (count <= 0) {
         std::memset(codes, 0, size_t(keys + keys % 2) * sizeof(int16_t));
         return;
     }
-    raise_top(f, row, largest(f, row, count));
     const V shift = splat(13.0f - f.top[row] * kLog2e);
     V totals = splat(0.0f);
     int64_t i = 0;
@@ -187,6 +199,24 @@ static inline void soften_whole(const Flash& f, int64_t row, int64_t count, int6
     }
     for (; i < keys; i += W) store_shorts(codes + i, splat(0.0f));
     f.total[row] += total / kMostWeight;
+}
+
+// The same for `rows` <= W rows from `first` on, of which row r sees the first visible(r) of `keys`. All
+// their largest scores are found first, so that what they have so far is rescaled by one e^x and no row waits
+// for another.
+template <class Visible>
+static inline void soften_whole(const Flash& f, int64_t first, int64_t rows, int64_t keys, Visible visible) {
+    float before[W] = {}, now[W] = {}, factors[W];
+    for (int64_t r = 0; r < rows; ++r) {
+        before[r] = now[r] = f.top[first + r];
+        const int64_t count = visible(first + r);
+        if (count > 0) now[r] = f.top[first + r] = largest(f, first + r, count);
+    }
+    store(factors, vexp(load(before) - load(now)));
+    for (int64_t r = 0; r < rows; ++r) {
+        if (now[r] != before[r] && f.total[first + r] != 0.0f) rescale(f, first + r, factors[r]);
+        soften_row(f, first + r, visible(first + r), keys);
+    }
 }
 
 // Scores of rows [row, row + R) for B·W keys from `key` of the block on.
@@ -257,7 +287,7 @@ struct WholeBlocks {
     template <class Visible>
     static void absorb(const Flash& f, int64_t rows, int64_t keys, Visible visible) {
         by_tiles<score_rows<kTile>, score_rows<1>>(f, rows, keys);
-        for (int64_t r = 0; r < rows; ++r) soften_whole(f, r, visible(r), keys);
+        for (int64_t r = 0; r < rows; r += W) soften_whole(f, r, smaller(W, rows - r), keys, visible);
         by_tiles<weigh_rows<kTile>, weigh_rows<1>>(f, rows, keys);
     }
 };
