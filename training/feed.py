@@ -31,6 +31,7 @@ _CHUNK = 16  # pictures that a worker hands over together
 LETTERS = (*CHARACTERS, " ")  # what an image token can show; index 0 is nothing
 SLOTS = 4  # characters of an image token; more do not fit at the sizes that are written
 _TOKEN = 2 * PATCH  # pixels
+_LARGE = ("scene", "display", "scene", "gauge", "scene", "sign", "display", "pie")
 _INDEX = {letter: i for i, letter in enumerate(LETTERS)}
 
 
@@ -89,14 +90,15 @@ def _shown(things: NDArray[np.uint8], colours: NDArray[np.uint8]) -> NDArray[np.
 class Feed:
     """Endless batches of training pictures.
 
-    `first` is the number of the first picture, for resuming; of five pictures, `pages` are pages full of text.
+    `first` is the number of the first picture, for resuming. Of five pictures, `pages` are pages full of text and
+    `large` are of the kinds that show large things, which are learned slowest.
     """
 
-    def __init__(self, workers: int, first: int, reuse: int, pages: int = 0, keep: int = 4096) -> None:
+    def __init__(self, workers: int, first: int, reuse: int, pages: int = 0, large: int = 0, keep: int = 4096) -> None:
         context = multiprocessing.get_context("fork")
         self._queue: Queue[list[Seen]] = context.Queue(maxsize=4 * workers)
         self._processes = [
-            context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK, pages), daemon=True)
+            context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK, pages, large), daemon=True)
             for i in range(workers)
         ]
         font_files("train")  # says here what is missing, not in a worker
@@ -139,11 +141,16 @@ class Feed:
             process.terminate()
 
 
-def _work(queue: Queue[Any], first: int, stride: int, pages: int) -> None:
+def _work(queue: Queue[Any], first: int, stride: int, pages: int, large: int) -> None:
     os.nice(5)
+    named = [PAGE] * pages + [""] * (5 - pages - large)
     while True:
-        numbers = range(first, first + _CHUNK)
-        queue.put([see(rendered_picture("train", n, PAGE if n % 5 < pages else None)) for n in numbers])
+        pictures = []
+        for number in range(first, first + _CHUNK):
+            turn, place = divmod(number, 5)
+            kind = named[place] if place < len(named) else _LARGE[turn % len(_LARGE)]
+            pictures.append(see(rendered_picture("train", number, kind or None)))
+        queue.put(pictures)
         first += stride
 
 

@@ -104,8 +104,9 @@ class Eyes(nn.Module):
         ):
             wanted = map_.reshape(-1).long()
             guess = _head(normed, head).reshape(-1, size).float()
-            loss = loss + 0.5 * functional.cross_entropy(guess, wanted)
+            losses = functional.cross_entropy(guess, wanted, reduction="none")
             some = wanted > 0
+            loss = loss + 0.5 * (losses[some].sum() / some.sum().clamp(min=1) + losses[~some].mean())
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
         return loss, torch.stack(counts).detach()
 

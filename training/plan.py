@@ -21,7 +21,8 @@ class Plan:
     reader_rate: float
     reader_reuse: int
     muon_rate: float = 0.02  # of the tower
-    tower_pages: int = 3  # of five pictures, how many are pages full of text
+    tower_pages: int = 2  # of five pictures, how many are pages full of text
+    tower_large: int = 1  # and how many show large things
     length: int = 576  # tokens of a training sequence
     rank: int = 32  # of the language model's updates
     workers: int = 1  # processes that render

@@ -24,7 +24,8 @@ from training.plan import Plan, learning_rate
 from training.state import load, save
 from training.writing import Labels, Window
 
-_WHOLE = 0.08  # of the steps, the last, how many see whole pictures
+_WHOLE = 0.2  # of the steps, the last, how many see whole pictures
+_TRIES = 3  # windows of which the one that shows most is taken: much of many pictures is empty
 
 
 def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
@@ -35,7 +36,7 @@ def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
         return
     random = RandomState(place["step"])
     journal, checks = Journal(folder, "tower"), list(held_out(plan.checked))
-    feed = Feed(plan.workers, place["pictures"], plan.tower_reuse, plan.tower_pages)
+    feed = Feed(plan.workers, place["pictures"], plan.tower_reuse, plan.tower_pages, plan.tower_large)
     try:
         counts, losses, began = torch.zeros(2 * len(MEASURED)), 0.0, time.monotonic()
         first = place["step"]
@@ -63,10 +64,12 @@ def train_tower(eyes: Eyes, plan: Plan, folder: Path, device: str) -> None:
 
 
 def _window(random: RandomState, seen: Seen) -> Window:
-    """A quarter of the picture's area, anywhere."""
+    """A quarter of the picture's area, where it shows something."""
     grid = seen.things.shape[0] // 2
-    top, left = (int(v) for v in random.randint(grid // 2 + 1, size=2))
-    return Window(top, left, grid // 2)
+    full = (seen.slots[:, 0] > 0) | (seen.shown[:, 0] > 0)
+    corners = random.randint(grid // 2 + 1, size=(_TRIES, 2))
+    windows = [Window(int(top), int(left), grid // 2) for top, left in corners]
+    return max(windows, key=lambda window: int(window.of(full.reshape(grid, grid), grid).sum()))
 
 
 def dense(eyes: Eyes, batch: list[Seen], device: str, windows: list[Window] | None = None) -> tuple[Tensor, Tensor]:
