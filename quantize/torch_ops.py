@@ -178,15 +178,21 @@ class TorchOps:
         return self._turns
 
 
-def _coarse_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention (B, H, S, D) in bf16, over keys and values (B, G, S, D), their weights written out.
+def written_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of queries (B, H, S, D) over keys and values (B, G, S, D), its weights written out; `mask` is added.
 
-    Three times as fast as torch's fused one with its gradients on a CPU, and query heads share keys without copies.
+    In bf16 three times as fast as torch's fused one with its gradients on a CPU, and query heads share keys without
+    copies.
     """
     batch, heads, length, size = query.shape
-    groups = keys.shape[1]
-    rows = (query * size**-0.5).bfloat16().reshape(batch, groups, -1, size)  # query heads of one KV head together
-    scores = rows @ keys.bfloat16().transpose(2, 3)  # (B, G, H/G·S, S)
-    later = torch.full((length, length), -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
-    weights = torch.softmax(scores.reshape(batch, heads, length, length) + later, dim=3)
-    return (weights.reshape(scores.shape) @ values.bfloat16()).reshape(batch, heads, length, size)
+    rows = (query * size**-0.5).reshape(batch, keys.shape[1], -1, size)  # query heads of one KV head together
+    scores = (rows @ keys.transpose(2, 3)).reshape(batch, heads, length, -1)
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=3)
+    return (weights.reshape(*rows.shape[:3], -1) @ values).reshape(query.shape)
+
+
+def _coarse_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention in bf16."""
+    length = query.shape[2]
+    later = torch.full((length, length), -torch.inf, dtype=torch.bfloat16, device=query.device).triu(1)
+    return written_attention(query.bfloat16(), keys.bfloat16(), values.bfloat16(), later)

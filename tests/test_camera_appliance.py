@@ -255,14 +255,20 @@ def test_events_tell_their_age(path: Path) -> None:
     assert read(path)[0]["age"] >= 100
 
 
+def hot_zone(root: Path) -> Path:
+    """A thermal zone of 91 degrees below `root`."""
+    zone = root / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("cpu-thermal")
+    (zone / "temp").write_text("91000")
+    return zone
+
+
 def test_heat_that_came_while_the_disk_was_full_is_told_afterwards(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_HEAT_SECONDS", 0.0)
-    zone = tmp_path / "sys/class/thermal/thermal_zone0"
-    zone.mkdir(parents=True)
-    (zone / "type").write_text("cpu-thermal")
-    (zone / "temp").write_text("91000")
+    hot_zone(tmp_path)
     appliance = Appliance([], Stub(), Journal(path), Settings(max_celsius=85, root=tmp_path))
     for _ in range(9):
         appliance._look_after(journal=False)
@@ -314,10 +320,7 @@ def test_heat_spaces_captions_out_and_the_journal_says_so(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_HEAT_SECONDS", 0.05)
-    zone = tmp_path / "sys/class/thermal/thermal_zone0"
-    zone.mkdir(parents=True)
-    (zone / "type").write_text("cpu-thermal")
-    (zone / "temp").write_text("91000")
+    zone = hot_zone(tmp_path)
     camera, stub = Fed(), Stub()
     settings = Settings(every=0.05, change=0, max_celsius=85, root=tmp_path)
     appliance = Appliance([camera], stub, Journal(path), settings)

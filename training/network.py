@@ -23,7 +23,7 @@ from edgevl.models.names import text_parts, vision_parts
 from edgevl.models.vision import image_embeddings
 from edgevl.ops import Linear, Norm, Step
 from quantize.part_tensors import CheckpointParts, JoinedTensors
-from quantize.torch_ops import NamedLinear, TorchOps
+from quantize.torch_ops import NamedLinear, TorchOps, written_attention
 from training.feed import SLOTS
 from training.writing import Labels, Window, Writing
 
@@ -209,15 +209,13 @@ class TrainingOps(TorchOps):
 
     def attention(self, q: Tensor, step: Step[Tensor], layer: int, config: TextConfig) -> Tensor:
         keys, values = self._cache[layer]
-        share = config.heads // config.kv_heads
         query = self._by_sequence(q.reshape(-1, config.heads, config.head_dim))
-        keys, values = keys.repeat_interleave(share, dim=1), values.repeat_interleave(share, dim=1)
-        return _attend(query, keys, values, self._mask).transpose(1, 2).reshape(q.shape)
+        return written_attention(query, keys, values, self._mask).transpose(1, 2).reshape(q.shape)
 
     def full_attention(self, qkv: Tensor, heads: int, tokens: int) -> Tensor:
         width = qkv.shape[1] // 3
         q, k, v = qkv.reshape(-1, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        return _attend(q, k, v, None).transpose(1, 2).reshape(-1, width)
+        return written_attention(q, k, v, None).transpose(1, 2).reshape(-1, width)
 
 
 class _Named(dict[str, Tensor]):
@@ -246,12 +244,6 @@ def _silu_mul(gate_up: Tensor) -> Tensor:
 def _fused(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The operation as one loop; step by step it is 3 to 8 times slower both ways in bf16 on a CPU."""
     return torch.compile(operation, dynamic=True)
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention written out: on a CPU in bf16 both ways together take two thirds of torch's fused call."""
-    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ values
 
 
 def _head(x: Tensor, head: nn.Linear) -> Tensor:
