@@ -98,7 +98,9 @@ class Feed:
         context = multiprocessing.get_context("fork")
         self._queue: Queue[list[Seen]] = context.Queue(maxsize=4 * workers)
         self._processes = [
-            context.Process(target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK, pages, large), daemon=True)
+            context.Process(
+                target=_work, args=(self._queue, first + i * _CHUNK, workers * _CHUNK, pages, large), daemon=True
+            )
             for i in range(workers)
         ]
         font_files("train")  # says here what is missing, not in a worker

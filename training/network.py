@@ -106,7 +106,7 @@ class Eyes(nn.Module):
             guess = _head(normed, head).reshape(-1, size).float()
             losses = functional.cross_entropy(guess, wanted, reduction="none")
             some = wanted > 0
-            loss = loss + 0.5 * (losses[some].sum() / some.sum().clamp(min=1) + losses[~some].mean())
+            loss = loss + 0.5 * (_mean(losses, some) + _mean(losses, ~some))
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
         return loss, torch.stack(counts).detach()
 
@@ -261,8 +261,13 @@ def _reading(logits: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.reshape(-1, len(CHARACTERS)).float()
     losses = functional.cross_entropy(logits, cells, reduction="none")
     written = cells > 0
-    loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
+    loss = _mean(losses, written) + 2.0 * _mean(losses, ~written)
     return loss, ((logits.argmax(dim=1) == cells) & written).sum()
+
+
+def _mean(losses: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over the chosen ones; 0 of none."""
+    return losses[chosen].sum() / chosen.sum().clamp(min=1)
 
 
 def _initial(name: str, shape: tuple[int, ...], config: VisionConfig, embedding_rms: float) -> Tensor:
