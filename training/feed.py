@@ -18,7 +18,7 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from calibration.rendered import PAGE, Question, Rendered, rendered_picture
+from calibration.rendered import PAGE, SHAPES, Question, Rendered, rendered_picture
 from calibration.rendered.fonts import font_files
 from calibration.rendered.picture import CHARACTERS, PATCH, TILE, Text
 from edgevl.config import TilingConfig
@@ -31,7 +31,7 @@ _CHUNK = 16  # pictures that a worker hands over together
 LETTERS = (*CHARACTERS, " ")  # what an image token can show; index 0 is nothing
 SLOTS = 4  # characters of an image token; more do not fit at the sizes that are written
 _TOKEN = 2 * PATCH  # pixels
-_LARGE = ("scene", "display", "scene", "gauge", "scene", "sign", "display", "pie")
+_LARGE = (SHAPES, "display", "scene", "gauge", SHAPES, "sign", "scene", SHAPES)
 _INDEX = {letter: i for i, letter in enumerate(LETTERS)}
 
 

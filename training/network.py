@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, PATCH, THINGS
+from calibration.rendered.scenes import kept_apart
 from edgevl.config import ModelConfig, TextConfig, VisionConfig
 from edgevl.demo import IMAGE_TOKENS, eye_shapes
 from edgevl.models.decoder import decoder
@@ -58,6 +59,7 @@ class Eyes(nn.Module):
         self.thing_head = nn.Linear(config.vision.hidden_size, len(THINGS))
         self.colour_head = nn.Linear(config.vision.hidden_size, len(COLOUR_NAMES))
         self.nothing_head = nn.Parameter(torch.zeros(SLOTS))
+        self.never = nn.Buffer(torch.from_numpy(kept_apart("train")), persistent=False)
         self._parts = JoinedTensors(vision_parts(config), _Named(self))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -104,7 +106,12 @@ class Eyes(nn.Module):
         ):
             wanted = map_.reshape(-1).long()
             guess = _head(normed, head).reshape(-1, size).float()
-            losses = functional.cross_entropy(guess, wanted, reduction="none")
+            choice = guess
+            if head is self.thing_head:  # colours must not tell shapes by what training leaves out
+                colours = labels.colours.reshape(-1).long()
+                never = self.never[:, colours].t() & self.never.any(dim=1)[wanted][:, None]
+                choice = guess.masked_fill(never, float("-inf"))
+            losses = functional.cross_entropy(choice, wanted, reduction="none")
             some = wanted > 0
             loss = loss + 0.5 * (_mean(losses, some) + _mean(losses, ~some))
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]

@@ -128,9 +128,9 @@ class Writing(nn.Module):
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.slots.flatten(), reduction="none")
         reading = losses[written.flatten()].sum() / written.sum().clamp(min=1) + losses[~written.flatten()].mean()
         apart = (inner - self._content(labels.slots, labels.shown)).square().mean(dim=1)
-        full = written.any(dim=1)
+        full, thing = written.any(dim=1), labels.shown[:, 0] > 0
         # most image tokens are empty paper
-        away = apart[full].sum() / full.sum().clamp(min=1) + apart[~full].mean()
+        away = sum(apart[kind].sum() / kind.sum().clamp(min=1) for kind in (full, thing, ~full & ~thing))
         right = ((logits.argmax(dim=2) == labels.slots) & written).sum()
         return reading + away, right, written.sum()
 
