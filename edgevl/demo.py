@@ -29,7 +29,7 @@ from edgevl.safetensors_file import DTYPES, SafetensorsFile, TensorSpec, write_s
 Array = NDArray[Any]
 
 # raised whenever the same sources would give another checkpoint
-RECIPE = 2
+RECIPE = 3
 # f16: vision_model.* and mlp1.*, "image_token_rows" (9, C), and for parts of the language model "<part>.a" (r, K) and
 # "<part>.b" (N, r), whose product is added to it; written by `python -m training`
 EYES = Path(__file__).with_name("demo_eyes.safetensors")
@@ -37,7 +37,7 @@ EYES = Path(__file__).with_name("demo_eyes.safetensors")
 # in the big model's order; they follow the language model's own tokens
 IMAGE_TOKENS = ("<image>", "<img>", "</img>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 _ROWS = 64  # the vocabulary is padded to a multiple
-_TILE, _PATCH, _MAX_TILES = 256, 16, 1  # pixels, pixels, tiles: the eyes are trained on single tiles
+_TILE, _PATCH, _MAX_TILES = 256, 8, 1  # pixels, pixels, tiles: the eyes are trained on single tiles
 _WIDTH, _DEPTH, _HEADS, _PREFIX, _CPE = 256, 6, 4, 8, 256  # of the tower; _CPE in pixels
 _EMBED = "model.embed_tokens.weight"
 

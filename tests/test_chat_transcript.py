@@ -66,7 +66,7 @@ def test_a_second_question_about_a_picture_costs_its_own_words(bundle: Path, mon
     (first, second, third), _ = talk(
         bundle, f"/image {PICTURES}/receipt.png", "How much is the total?", "What is the date?", "Thank you."
     )
-    assert (first.image, first.reused) == (64, 0)
+    assert (first.image, first.reused) == (256, 0)
     assert len(looks) == 1, "the picture is looked at once"
     for before, after in ((first, second), (second, third)):
         assert after.reused == before.prompt + before.generated
@@ -76,12 +76,12 @@ def test_a_second_question_about_a_picture_costs_its_own_words(bundle: Path, mon
 def test_a_session_goes_on_after_a_restart_as_if_there_had_been_none(bundle: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", frames=30)
     begin = (f"/image {PICTURES}/display.png", "Read the weight.", f"/video {tmp_path}/clip.mp4", "What is it?")
-    whole, _ = talk(bundle, *begin, "Say it again.", options=("--frames", "4"))
-    saved, _ = talk(bundle, *begin, f"/save {tmp_path}/talk.json", options=("--frames", "4"))
+    whole, _ = talk(bundle, *begin, "Say it again.", options=("--frames", "2"))
+    saved, _ = talk(bundle, *begin, f"/save {tmp_path}/talk.json", options=("--frames", "2"))
     loaded, said = talk(bundle, f"/load {tmp_path}/talk.json", "Say it again.")
     assert [turn.text for turn in (*saved, *loaded)] == [turn.text for turn in whole]
     assert loaded[0].prompt == whole[2].prompt
-    assert loaded[0].image == 64 * 5
+    assert loaded[0].image == 256 * 3
     assert "turns that were loaded: 2" in said
 
 
@@ -96,7 +96,7 @@ def test_a_conversation_that_outgrows_the_context_loses_its_oldest(bundle: Path)
 def test_a_request_that_can_never_fit_names_its_parts(bundle: Path) -> None:
     result = CliRunner().invoke(command, [str(bundle), "-i", f"{PICTURES}/bars.png", "-p", "many words " * 1200])
     sentence = str(result.exception)
-    assert re.search(r"needs \d+ tokens \(questions \d+, pictures 64, template \d+\), this bundle holds 1024", sentence)
+    assert re.search(r"needs \d+ tokens \(questions \d+, pictures 256, template \d+\), .* holds 1024", sentence)
     assert "--context" in sentence
 
 

@@ -185,7 +185,7 @@ CONFIG: list[tuple[Callable[[Json], Any], str]] = [
     (lambda c: c.update(ps_version="v1"), r"ps_version is 'v1'; only 'v2'"),
     (lambda c: c.update(downsample_ratio=0.25), "downsample_ratio is 0.25; only 0.5"),
     (lambda c: c.update(image_tag_type="nvlm"), "image_tag_type is 'nvlm'; only 'internvl'"),
-    (lambda c: c.update(patch_size=14), "patch_size is 14; only 16"),
+    (lambda c: c.update(patch_size=14), "patch_size is 14; only 8 and 16"),
     (lambda c: c.update(force_image_size=72), "a tile of 72 pixels"),
     (lambda c: c.pop("force_image_size"), "force_image_size is missing"),
     (lambda c: c.update(vit_hidden_size=48), "vit_hidden_size is 48; only 32"),

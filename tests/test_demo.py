@@ -44,7 +44,7 @@ def test_it_is_an_ordinary_checkpoint(checkpoint: Checkpoint) -> None:
     assert (config.text.vocab_size, config.tokens.size, config.text.tied_embeddings) == (49216, 49161, True)
     assert config.vision is not None
     assert (config.vision.hidden_size, config.vision.layers, config.vision.heads) == (256, 6, 4)
-    assert (config.vision.tile_size, config.vision.position_grid, config.vision.tile_tokens) == (256, 16, 64)
+    assert (config.vision.tile_size, config.vision.position_grid, config.vision.tile_tokens) == (256, 32, 256)
     assert config.tiling is not None
     assert config.tiling.max_tiles == 1
     assert (config.tokens.image, config.tokens.image_start, config.tokens.image_end) == (49152, 49153, 49154)

@@ -7,11 +7,12 @@ import importlib.util
 import numpy as np
 import pytest
 
-from calibration.rendered import KINDS, PAGE, SPLITS, measured_pictures, rendered_picture, score
+from calibration.rendered import KINDS, PAGE, SHAPES, SPLITS, measured_pictures, rendered_picture, score
 from calibration.rendered import fonts as fonts_module
 from calibration.rendered.drawing import Canvas, _combinations
 from calibration.rendered.fonts import font_files
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, THINGS
+from calibration.rendered.scenes import kept_apart
 from calibration.rendered.scoring import edits, plain
 from calibration.rendered.words import words
 from edgevl.errors import MissingExtraError, UsageError
@@ -28,8 +29,8 @@ def test_every_kind_of_every_split(kind: str, split: str) -> None:
         assert made.kind == kind and len(made.frames) == (2 if kind == "frames" else 1)
         assert all(240 <= side <= 272 for frame in made.frames for side in frame.size)
         assert made.characters.shape == (32, 64) and made.characters.max() < len(CHARACTERS)
-        assert made.things.shape == (16, 16) and made.things.max() < len(THINGS)
-        assert made.colours.shape == (16, 16) and made.colours.max() < len(COLOUR_NAMES)
+        assert made.things.shape == (32, 32) and made.things.max() < len(THINGS)
+        assert made.colours.shape == (32, 32) and made.colours.max() < len(COLOUR_NAMES)
         assert len(made.questions) >= 2
         for question in made.questions:
             assert question.answer.strip() == question.answer and question.question[-1] in "?."
@@ -41,6 +42,23 @@ def test_pages_are_full_of_text() -> None:
     assert all(one.kind == PAGE and not one.questions for one in made)
     written = [int((one.characters > 0).sum()) for one in made]
     assert min(written) > 60 and sum(written) > 6 * 120
+
+
+def test_shapes_show_no_pairing_that_is_kept_for_tests() -> None:
+    """Nor do scenes; gray and brown go with every shape."""
+    apart = kept_apart("train")
+    shown = np.zeros_like(apart)
+    for seed in range(120):
+        for kind in (SHAPES, "scene"):
+            made = rendered_picture("train", seed, kind)
+            things = (made.things > 0) & (made.colours > 0)  # after a slant the two maps may differ at edges
+            pairs, counts = np.unique(np.stack([made.things[things], made.colours[things]]), axis=1, return_counts=True)
+            shown[tuple(pairs[:, counts > 3])] = True
+    assert apart.sum() > 15 and not (shown & apart).any()
+    gray, brown = (COLOUR_NAMES.index(name) for name in ("gray", "brown"))
+    assert shown[1:9, gray].all() and shown[1:9, brown].all()
+    allowed = sum((~kept_apart(split)).astype(int) for split in ("train", "validation", "test"))
+    assert set(np.unique(allowed)) == {1, 3}  # one split has each pairing, and what is no pairing all have
 
 
 def test_a_seed_is_a_picture() -> None:

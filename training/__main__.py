@@ -16,8 +16,9 @@ from training.plan import PLANS
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--plan", "name", type=click.Choice(sorted(PLANS)), default="cpu", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--stage", type=click.Choice(["tower", "reader", "all"]), default="all", show_default=True)
+@click.option("--stage", type=click.Choice(["tower", "language", "reader", "all"]), default="all", show_default=True)
 @click.option("--tower-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
+@click.option("--language-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
 @click.option("--reader-steps", type=click.IntRange(min=1), help="Instead of the plan's.")
 @click.option(
     "--start", type=click.Path(path_type=Path, exists=True), help="Begin with these weights, not random ones."
@@ -29,6 +30,7 @@ def main(
     device: str,
     stage: str,
     tower_steps: int | None,
+    language_steps: int | None,
     reader_steps: int | None,
     start: Path | None,
     threads: int | None,
@@ -41,11 +43,8 @@ def main(
 
     if threads:
         torch.set_num_threads(threads)
-    plan = PLANS[name]
-    if tower_steps:
-        plan = dataclasses.replace(plan, tower_steps=tower_steps)
-    if reader_steps:
-        plan = dataclasses.replace(plan, reader_steps=reader_steps)
+    steps = {"tower_steps": tower_steps, "language_steps": language_steps, "reader_steps": reader_steps}
+    plan = dataclasses.replace(PLANS[name], **{key: value for key, value in steps.items() if value})
     try:
         run(folder, plan, device, stage, start)
     except EdgevlError as error:

@@ -9,17 +9,19 @@ import click
 
 from training.journal import read_journal
 
+_ANSWERS = (
+    ("loss", "text"),
+    ("tokens",),
+    ("exact_lines", "exact_fields", "exact_charts", "exact_panels", "exact_scenes", "exact_other"),
+)
 _COLUMNS = {
     "tower": (
         ("loss",),
-        ("train_characters", "validation_characters", "validation_ordered", "validation_words"),
+        ("train_characters", "train_written", "validation_characters", "validation_written"),
         ("validation_things", "validation_colours"),
     ),
-    "reader": (
-        ("loss", "text"),
-        ("tokens", "characters", "ordered", "words"),
-        ("exact_lines", "exact_fields", "exact_charts", "exact_panels", "exact_scenes", "exact_other"),
-    ),
+    "language": _ANSWERS,
+    "reader": _ANSWERS,
 }
 
 
@@ -28,7 +30,7 @@ def draw(folder: Path, out: Path) -> None:
     from matplotlib.figure import Figure
 
     reports = read_journal(folder)
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    figure = Figure(figsize=(13, 10), layout="constrained")
     grid: Any = figure.subplots(len(_COLUMNS), 3)
     for row, (stage, columns) in zip(grid, _COLUMNS.items(), strict=True):
         lines = [report for report in reports if report["stage"] == stage]
@@ -37,7 +39,7 @@ def draw(folder: Path, out: Path) -> None:
                 points = [(line["step"], line[name]) for line in lines if name in line]
                 if points:
                     axes.plot(*zip(*points, strict=True), label=name)
-            axes.set_title(f"{stage}: {', '.join(names) if len(names) < 3 else 'held-out answers right'}", fontsize=9)
+            axes.set_title(f"{stage}: {', '.join(names) if len(names) < 3 else _kind(names[0])}", fontsize=9)
             axes.set_xlabel("step")
             axes.grid(alpha=0.3)
             if names[0] != "loss":
@@ -45,6 +47,10 @@ def draw(folder: Path, out: Path) -> None:
             if axes.lines:
                 axes.legend(fontsize=7)
     figure.savefig(out, dpi=80)
+
+
+def _kind(name: str) -> str:
+    return "held-out answers right" if name.startswith("exact") else "what is right of what is there"
 
 
 @click.command()

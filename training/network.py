@@ -6,8 +6,9 @@ low-rank updates of the language model. Knows nothing of pictures, files or sche
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, PATCH, THINGS
-from edgevl.config import ModelConfig, TextConfig
+from calibration.rendered.scenes import kept_apart
+from edgevl.config import ModelConfig, TextConfig, VisionConfig
 from edgevl.demo import IMAGE_TOKENS, eye_shapes
 from edgevl.models.decoder import decoder
 from edgevl.models.names import text_parts, vision_parts
@@ -23,52 +25,41 @@ from edgevl.models.vision import image_embeddings
 from edgevl.ops import Linear, Norm, Step
 from quantize.part_tensors import CheckpointParts, JoinedTensors
 from quantize.torch_ops import NamedLinear, TorchOps, written_attention
+from training.feed import SLOTS
+from training.writing import Labels, Window, Writing
 
-# what `Eyes.dense_loss` counts: characters off the patches, off the image tokens; words; things; colours
-MEASURED = ("characters", "ordered", "words", "things", "colours")
+# what `Eyes.dense_loss` counts: characters off the patches, off the image tokens; things; colours
+MEASURED = ("characters", "written", "things", "colours")
 _SMALL = torch.bfloat16
 _CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
-_NEGATIVES = 3072  # other words of the vocabulary that a written one is told from
-_SHARPNESS = 2.0  # of that choice
-_UNWRITTEN = 0.1  # weight of places where nothing is written
+_SPEEDS = 16  # of the waves that tell positions, along each axis
+_SHARP = 6.0  # how much a head prefers its offset to that beside it, at first
+# rows down and columns to the right that the heads of each block look at first
+_OFFSETS = (
+    *(((0, -1), (0, 1), (-1, 0), (1, 0)), ((0, -1), (0, 1), (-1, 0), (1, 0)), ((0, -2), (0, 2), (-1, 0), (1, 0))),
+    *(((0, -1), (0, 1), (-2, 0), (2, 0)), ((0, -3), (0, 3), (-1, 0), (1, 0)), ((0, -2), (0, 2), (-3, 0), (3, 0))),
+)
 _ADAPTED = ("qkv", "o", "gate_up", "down")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What lies where in n pictures."""
-
-    characters: Tensor  # (n, 32, 64) index in CHARACTERS
-    things: Tensor  # (n, 16, 16) index in THINGS
-    colours: Tensor  # (n, 16, 16) index in COLOUR_NAMES
-    word_places: Tensor  # (m,) image tokens, counted through all pictures
-    words: Tensor  # (m,) a token of the vocabulary that belongs there
-    written: Tensor  # (m,) whether it is written there, or names the thing or colour that is shown
-
-
 class Eyes(nn.Module):
-    """Tower, projector and image token rows under their checkpoint names, and the heads that read labels off them."""
+    """Tower and projector under their checkpoint names, and the heads that read labels off them."""
 
-    def __init__(self, config: ModelConfig, table: Tensor) -> None:
-        """`table` (V, C): the language model's embeddings without padding."""
+    def __init__(self, config: ModelConfig, writing: Writing) -> None:
         super().__init__()
         assert config.vision is not None and config.projector is not None
-        mean, embedding_rms = table.mean(dim=0), float(table.square().mean().sqrt())
-        self.config, self._rms = config, embedding_rms
-        self._mean = nn.Buffer(mean, persistent=False)
-        self._table = nn.Buffer((table - mean).to(_SMALL), persistent=False)
+        self.config, self._writing = config, (writing,)  # in a tuple: its codes are not the tower's to change
         self._names = {}
         for name, shape in eye_shapes(config.text.hidden_size).items():
             if "input_conditioner" in name:
                 continue
             self._names[name] = name.replace(".", "/")
-            self.register_parameter(self._names[name], nn.Parameter(_initial(name, shape, embedding_rms)))
-        rows = mean + 0.05 * embedding_rms * torch.randn(len(IMAGE_TOKENS), len(mean))
-        self.image_token_rows = nn.Parameter(rows)
+            self.register_parameter(self._names[name], nn.Parameter(_initial(name, shape, config.vision, writing.rms)))
         self.character_head = nn.Linear(config.vision.hidden_size, _CELLS * len(CHARACTERS))
-        self.order_head = nn.Linear(config.text.hidden_size, 4 * _CELLS * len(CHARACTERS))
         self.thing_head = nn.Linear(config.vision.hidden_size, len(THINGS))
         self.colour_head = nn.Linear(config.vision.hidden_size, len(COLOUR_NAMES))
+        self.nothing_head = nn.Parameter(torch.zeros(SLOTS))
+        self.never = nn.Buffer(torch.from_numpy(kept_apart("train")), persistent=False)
         self._parts = JoinedTensors(vision_parts(config), _Named(self))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -79,66 +70,52 @@ class Eyes(nn.Module):
         return {name: self.get_parameter(own) for name, own in self._names.items()}
 
     def matrices(self) -> list[nn.Parameter]:
-        """The tower's and the projector's, without positions and the class tokens."""
-        return [p for name, p in self._own().items() if p.dim() == 2 and not name.endswith("token")]
+        """The tower's, without positions and the class tokens."""
+        own = self._own().items()
+        return [p for name, p in own if p.dim() == 2 and name.startswith("vision") and not name.endswith("token")]
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles (n, S, S, 3) uint8 -> image tokens (n·P/4, C) and the tower's patches (n·P, tower width), both bf16."""
+    def forward(self, pixels: Tensor, windows: Sequence[Window] | None = None) -> tuple[Tensor, Tensor]:
+        """Tiles (n, S, S, 3) uint8 -> image tokens (n·P/4, C) and the tower's patches (n·P, tower width), both bf16.
+
+        With `windows`, all of one size, `pixels` are those parts of tiles.
+        """
         assert self.config.vision is not None and self.config.projector is not None
-        ops = TrainingOps(self._parts)
-        rows = image_embeddings(ops, self.config.vision, self.config.projector, pixels)
+        vision = self.config.vision
+        if windows:
+            vision = replace(vision, tile_size=pixels.shape[1])
+        ops = TrainingOps(self._parts, windows=windows)
+        rows = image_embeddings(ops, vision, self.config.projector, pixels)
         assert ops.patches_seen is not None
         return rows, ops.patches_seen
 
     def dense_loss(self, rows: Tensor, patches: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
         """Loss of reading the labels off what `forward` gave, and (right, all) of each of `MEASURED`.
 
-        Characters, things and colours are read off the patches. Image tokens must lie where the language model's own
-        embeddings of the same words lie, so that it can read them from the first step on.
+        Characters, things and colours are read off the patches; image tokens must be what `Writing` wants.
         """
         normed = functional.layer_norm(patches, (patches.shape[1],))
         cells = _by_place(labels.characters, labels.things.shape[1])
         loss, right = _reading(_head(normed, self.character_head), cells)
         counts = [right, (cells > 0).sum()]
-        # where in its image token a character stands must survive the projector: digits are told apart by nothing else
-        cells = _by_place(labels.characters, labels.things.shape[1] // 2)
-        again, right = _reading(_head(functional.layer_norm(rows, (rows.shape[1],)), self.order_head), cells)
-        loss = loss + 0.5 * again
-        counts += [right, (cells > 0).sum()]
-        loss = loss + self._word_loss(rows, labels, counts)
+        apart, right, written = self._writing[0].loss(rows, labels, self.nothing_head)
+        loss = loss + apart
+        counts += [right, written]
         for map_, head, size in (
             (labels.things, self.thing_head, len(THINGS)),
             (labels.colours, self.colour_head, len(COLOUR_NAMES)),
         ):
             wanted = map_.reshape(-1).long()
             guess = _head(normed, head).reshape(-1, size).float()
-            loss = loss + 0.5 * functional.cross_entropy(guess, wanted)
+            choice = guess
+            if head is self.thing_head:  # colours must not tell shapes by what training leaves out
+                colours = labels.colours.reshape(-1).long()
+                never = self.never[:, colours].t() & self.never.any(dim=1)[wanted][:, None]
+                choice = guess.masked_fill(never, float("-inf"))
+            losses = functional.cross_entropy(choice, wanted, reduction="none")
             some = wanted > 0
+            loss = loss + 0.5 * (_mean(losses, some) + _mean(losses, ~some))
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
         return loss, torch.stack(counts).detach()
-
-    def _word_loss(self, rows: Tensor, labels: Labels, counts: list[Tensor]) -> Tensor:
-        """How far the image tokens are from the words that they stand for.
-
-        Each must be nearer to its words' embeddings than to others of the vocabulary, written words counting most;
-        where nothing is written it must point where the sum of its words points.
-        """
-        places, words, written = labels.word_places, labels.words, labels.written
-        apart = rows - self._mean.to(rows.dtype)
-        chosen = torch.cat([words, torch.randint(len(self._table), (_NEGATIVES,), device=words.device)])
-        chosen = chosen.unique()  # type: ignore[no-untyped-call]
-        wanted = torch.searchsorted(chosen, words.contiguous())
-        guess = ((apart * _SHARPNESS)[places] @ self._table[chosen].t()).float()
-        weights = torch.where(written, 1.0, _UNWRITTEN)
-        loss = (functional.cross_entropy(guess, wanted, reduction="none") * weights).sum() / weights.sum()
-        counts += [((guess.argmax(dim=1) == wanted) & written).sum(), written.sum()]
-
-        ideal = torch.zeros(rows.shape, device=rows.device).index_add(0, places, self._table[words].float())
-        empty = torch.ones(len(rows), device=rows.device).index_fill(0, places[written], 0.0)
-        across = (1 - functional.cosine_similarity(apart.float(), ideal, dim=1)) * empty
-        # about as long as word embeddings, so that the language model is not startled
-        length = (apart.float().square().mean(dim=1).sqrt() / self._rms).log().square()
-        return loss + across.mean() + 0.1 * length.mean()
 
 
 class Reader(nn.Module):
@@ -147,6 +124,10 @@ class Reader(nn.Module):
     def __init__(self, config: ModelConfig, weights: CheckpointParts, rank: int, device: str) -> None:
         super().__init__()
         self.config = config
+        table = weights("embed")[0][: config.tokens.size - len(IMAGE_TOKENS)].float()
+        mean, spread = table.mean(dim=0), (table - table.mean(dim=0)).square().mean().sqrt()
+        rows = mean + 0.05 * spread * torch.randn(len(IMAGE_TOKENS), len(mean))
+        self.image_token_rows = nn.Parameter(rows)
         self._frozen: dict[str, Tensor] = {}
         for part in text_parts(config):
             self._frozen[part.name] = weights(part.name)[0].to(_SMALL).to(device)
@@ -163,16 +144,16 @@ class Reader(nn.Module):
         names = [name[:-2] for name, _ in self.named_parameters() if name.endswith("/a")]
         return {n.replace("/", "."): (self.get_parameter(f"{n}/a"), self.get_parameter(f"{n}/b")) for n in names}
 
-    def forward(self, step: Step[Tensor], mask: Tensor, special: Tensor | None = None) -> Tensor:
+    def forward(self, step: Step[Tensor], mask: Tensor, updated: bool = True) -> Tensor:
         """Logits (L, V) bf16 of a regular batch; `mask` (B, 1, S, S) is added to the attention scores.
 
-        `special` (9, C): the image tokens' rows, which the tied head knows too; without them nothing is updated.
+        The tied head knows the image tokens' rows too; unless `updated` it is the untouched model.
         """
         weights, updates = self._frozen, {}
-        if special is not None:
-            first = self.config.tokens.size - len(special)
+        if updated:
+            first = self.config.tokens.size - len(self.image_token_rows)
             head = weights["embed"].clone()
-            head[first : self.config.tokens.size] = special.detach().to(head.dtype)
+            head[first : self.config.tokens.size] = self.image_token_rows.detach().to(head.dtype)
             weights, updates = {**weights, "head": head}, self.updates()
         ops = TrainingOps(lambda name: (weights[name], None), updates, mask)
         return decoder(ops, self.config.text, step)
@@ -182,16 +163,30 @@ class TrainingOps(TorchOps):
     """`TorchOps` in bf16, with low-rank updates and with an attention mask in the place of plain causality."""
 
     def __init__(
-        self, weights: object, updates: dict[str, tuple[Tensor, Tensor]] | None = None, mask: Tensor | None = None
+        self,
+        weights: object,
+        updates: dict[str, tuple[Tensor, Tensor]] | None = None,
+        mask: Tensor | None = None,
+        windows: Sequence[Window] | None = None,
     ) -> None:
         super().__init__(weights, 1 if mask is None else mask.shape[-1])  # type: ignore[arg-type]
-        self._updates, self._mask = updates or {}, mask
+        self._updates, self._mask, self._windows = updates or {}, mask, windows
         self.patches_seen: Tensor | None = None  # (n·P, width), the tower's output without its prefix
 
     def pixel_shuffle(self, x: Tensor, grid: int, prefix: int) -> Tensor:
         tiles = x.reshape(-1, prefix + grid * grid, x.shape[1])
         self.patches_seen = tiles[:, prefix:].reshape(-1, x.shape[1])
         return super().pixel_shuffle(x, grid, prefix)
+
+    def vision_tokens(self, x: Tensor, positions: Tensor, prefix: Tensor) -> Tensor:
+        if self._windows is None:
+            return super().vision_tokens(x, positions, prefix)
+        grid = round(len(positions) ** 0.5)
+        square = positions.reshape(grid, grid, -1).to(x.dtype)
+        parts = [w.of(square, grid // 2) for w in self._windows]
+        tiles = x.reshape(len(parts), -1, x.shape[1]) + torch.stack([part.flatten(0, 1) for part in parts])
+        front = prefix.to(x.dtype).expand(len(parts), -1, -1)
+        return torch.cat([front, tiles], dim=1).reshape(-1, x.shape[1])
 
     def patches(self, pixels: Tensor, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
         return super().patches(pixels, patch_size, mean, std).to(_SMALL)
@@ -273,28 +268,68 @@ def _reading(logits: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.reshape(-1, len(CHARACTERS)).float()
     losses = functional.cross_entropy(logits, cells, reduction="none")
     written = cells > 0
-    loss = losses[written].sum() / written.sum().clamp(min=1) + 2.0 * losses[~written].mean()
+    loss = _mean(losses, written) + 2.0 * _mean(losses, ~written)
     return loss, ((logits.argmax(dim=1) == cells) & written).sum()
 
 
-def _initial(name: str, shape: tuple[int, ...], embedding_rms: float) -> Tensor:
+def _mean(losses: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over the chosen ones; 0 of none."""
+    return losses[chosen].sum() / chosen.sum().clamp(min=1)
+
+
+def _initial(name: str, shape: tuple[int, ...], config: VisionConfig, embedding_rms: float) -> Tensor:
+    """Random, but the tower begins as a convolution: each head looks at one neighbour of every patch.
+
+    Positions have numbers of their own in the residual stream, which nothing else writes to at first; queries and keys
+    compare them, the query's moved by the head's offset.
+    """
     last = name.rsplit(".", 1)[-1]
     if last == "pos_embed":
-        return 0.5 * _waves(round(shape[-2] ** 0.5), shape[-1]).reshape(shape)
+        return _waves(round(shape[-2] ** 0.5), shape[-1]).reshape(shape)
     if len(shape) == 1:
         norm = ".norm" in name or name.startswith("mlp1.0.")
         return torch.ones(shape) if norm and last == "weight" else torch.zeros(shape)
-    scale = 0.02 if last == "token" else shape[-1] ** -0.5
+    values = torch.randn(shape) * (0.02 if last == "token" else shape[-1] ** -0.5)
     if name.endswith(("attn.proj.weight", "fc2.weight")):
-        scale *= 0.3
+        values *= 0.3
+    if name.endswith(("attn.proj.weight", "fc2.weight", "embedder.weight")):
+        values[: 4 * _SPEEDS] = 0
+    if name.endswith("attn.qkv.weight"):
+        block, size = int(name.split(".blocks.")[1].split(".")[0]), shape[1] // config.heads
+        for head in range(config.heads):
+            query, key = _glance(_OFFSETS[block % len(_OFFSETS)][head % 4], size, shape[1])
+            for i, part in enumerate((query, key)):
+                begin = i * shape[1] + head * size
+                values[begin : begin + size] = part + 0.1 * values[begin : begin + size]
     if name == "mlp1.3.weight":
-        scale *= 1.7 * embedding_rms
-    return torch.randn(shape) * scale
+        values *= 1.7 * embedding_rms
+    return values
 
 
 def _waves(grid: int, width: int) -> Tensor:
-    """(grid², width): sines and cosines of row and column, so that neighbours are alike before anything is learned."""
-    speeds = 50.0 ** -(torch.arange(width // 4) / (width // 4))
-    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    angles = [place.reshape(-1, 1) * speeds for place in (row, column)]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    """(grid², width): sines and cosines of row, then of column; nothing in the other numbers."""
+    angles = torch.arange(grid)[:, None] * _speeds()
+    wave = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+    rows, columns = wave.repeat_interleave(grid, 0), wave.repeat(grid, 1)
+    return torch.cat([rows, columns, torch.zeros(grid * grid, width - 4 * _SPEEDS)], dim=1)
+
+
+def _glance(offset: tuple[int, int], size: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows (size, width) for query and key of a head that looks `offset` rows down and columns to the right."""
+    chosen = torch.linspace(0, _SPEEDS - 1, size // 4).round().long()
+    query, key = torch.zeros(2, size, width)
+    row = 0
+    for axis, steps in enumerate(offset):
+        for number in chosen.tolist():
+            turn, at = float(_speeds()[number]) * steps, 2 * (axis * _SPEEDS + number)
+            query[row, at], query[row, at + 1] = math.cos(turn), math.sin(turn)
+            query[row + 1, at], query[row + 1, at + 1] = -math.sin(turn), math.cos(turn)
+            key[row, at] = key[row + 1, at + 1] = 1.0
+            row += 2
+    # one step away, scores fall by _SHARP
+    size_ = (_SHARP / float((1 - torch.cos(_speeds()[chosen])).sum())) ** 0.5 * size**0.25
+    return query * size_, key * size_
+
+
+def _speeds() -> Tensor:
+    return 1.6 * (0.06 / 1.6) ** (torch.arange(_SPEEDS) / (_SPEEDS - 1))

@@ -1,11 +1,11 @@
-"""What moves the weights: Muon for the matrices of tower and projector, AdamW for everything else.
+"""What moves the weights: Muon for the tower's matrices, AdamW for everything else.
 
 Muon learns several times as fast here (LOG.md, 2026-11-26). Called by both stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,24 +17,31 @@ from training.network import Eyes
 class Optimizers:
     """Both as one; `torch.optim.Optimizer`'s words."""
 
-    def __init__(self, eyes: Eyes, others: Iterable[nn.Parameter], rate: float, muon_rate: float) -> None:
-        """`others` learn beside the eyes; `rate` and `muon_rate` are the highest."""
-        matrices = eyes.matrices()
+    def __init__(self, parameters: Mapping[float, Iterable[nn.Parameter]], eyes: Eyes | None, muon_rate: float) -> None:
+        """`parameters`: all that learn, those of `eyes` among them, by AdamW's highest rate; `muon_rate` is Muon's."""
+        matrices = [] if eyes is None else eyes.matrices()
         taken = {id(p) for p in matrices}
-        rest = [p for p in (*eyes.parameters(), *others) if id(p) not in taken]
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.0, fused=True),
-        ]
-        self._highest = (muon_rate, rate)
-        self._rest = rest
+        groups = {rate: [p for p in ps if id(p) not in taken] for rate, ps in parameters.items()}
+        self._rest = [p for group in groups.values() for p in group]
+        adam = torch.optim.AdamW(
+            [{"params": group, "lr": rate, "highest": rate} for rate, group in groups.items()],
+            betas=(0.9, 0.98),
+            eps=1e-7,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self._parts: list[torch.optim.Optimizer] = [adam]
+        if matrices:
+            muon = torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01)
+            muon.param_groups[0]["highest"] = muon_rate
+            self._parts.append(muon)
 
     def step(self, share: float) -> None:
         """One step at `share` of the highest rates; gradients are used up."""
         torch.nn.utils.clip_grad_norm_(self._rest, 1.0)  # Muon's steps have one length whatever the gradient's
-        for part, highest in zip(self._parts, self._highest, strict=True):
+        for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = share * highest
+                group["lr"] = share * group["highest"]
             part.step()
             part.zero_grad()
 

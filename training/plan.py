@@ -14,27 +14,29 @@ class Plan:
     tower_batch: int  # pictures
     tower_rate: float
     tower_reuse: int
+    language_steps: int
+    language_rate: float
     reader_steps: int
     reader_batch: int  # pictures, each with as many questions as fit
     reader_rate: float
     reader_reuse: int
-    muon_rate: float = 0.02  # of tower and projector
-    reader_beside: int = 16  # more pictures, of which only the label maps are learned
-    tower_pages: int = 3  # of five pictures, how many are pages full of text
-    length: int = 224  # tokens of a training sequence
-    rank: int = 16  # of the language model's updates
+    muon_rate: float = 0.02  # of the tower
+    tower_pages: int = 2  # of five pictures, how many are pages full of text
+    tower_large: int = 1  # and how many show large things
+    length: int = 576  # tokens of a training sequence
+    rank: int = 32  # of the language model's updates
     workers: int = 1  # processes that render
     report: int = 100  # steps between reports, each of which saves
     checked: int = 128  # held-out pictures looked at in a report
 
 
 PLANS = {
-    # two cores with bf16: expect 3 hours for the tower and 11 for the reader; never run to its end
-    "cpu": Plan(9000, 32, 1e-3, 4, 24000, 4, 5e-4, 1, report=200, checked=64),
+    # two cores with bf16, a stage each at first
+    "cpu": Plan(6000, 6, 2e-3, 2, 700, 2e-3, 700, 6, 1e-3, 1, report=50, checked=64),
     # one data-centre GPU and 16 cores, about half an hour
-    "gpu": Plan(12000, 256, 1.2e-3, 8, 8000, 64, 6e-4, 4, reader_beside=64, rank=32, workers=14),
+    "gpu": Plan(12000, 128, 2e-3, 4, 4000, 2e-3, 8000, 32, 6e-4, 2, workers=14),
     # the test suite's: seconds
-    "tiny": Plan(4, 4, 1e-3, 8, 3, 2, 1e-3, 8, reader_beside=2, length=192, rank=2, report=2, checked=4),
+    "tiny": Plan(4, 2, 1e-3, 8, 2, 1e-3, 3, 2, 1e-3, 8, rank=2, report=2, checked=4),
 }
 
 

@@ -7,7 +7,18 @@ extras "demo" (tests), "quantize" (calibration) and "train", and nothing else be
 from calibration.rendered.drawing import SPLITS
 from calibration.rendered.measured import measured_pictures
 from calibration.rendered.picture import Question, Rendered
-from calibration.rendered.render import KINDS, PAGE, rendered_picture
+from calibration.rendered.render import KINDS, PAGE, SHAPES, rendered_picture
 from calibration.rendered.scoring import Score, score
 
-__all__ = ["KINDS", "PAGE", "SPLITS", "Question", "Rendered", "Score", "measured_pictures", "rendered_picture", "score"]
+__all__ = [
+    "KINDS",
+    "PAGE",
+    "SHAPES",
+    "SPLITS",
+    "Question",
+    "Rendered",
+    "Score",
+    "measured_pictures",
+    "rendered_picture",
+    "score",
+]

@@ -1,6 +1,6 @@
 """Drawers of documents: printed lines, signs, receipts, forms, tables. Each returns the canvas and its questions.
 
-Text is at least 16 pixels to the em. `split` decides words, fonts and layouts.
+Text is at least 18 pixels to the em. `split` decides words, fonts and layouts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def lines(random: RandomState, split: str) -> Drawn:
     """A few printed lines."""
     canvas, ink = paper(random, split)
     align, casing = layout(random, split, 3, 4)
-    size = 16 + 8 * float(random.random_sample()) ** 1.5
+    size = 18 + 8 * float(random.random_sample()) ** 1.5
     pitch = size * random.uniform(1.2, 1.7)
     most = min(7, int((canvas.height - 16) // pitch))
     count = 1 + int(random.randint(most))
@@ -91,7 +91,7 @@ def sign(random: RandomState, split: str) -> Drawn:
     left, right = random.uniform(6, 24), canvas.width - random.uniform(6, 24)
     widest = max(canvas.measure(row, 40) for row in rows) / 40
     tall = min((right - left - 24) / widest, random.uniform(20, 32), 150 / count)
-    tall = max(tall, 16)
+    tall = max(tall, 18)
     high = count * tall * 1.35 + random.uniform(10, 40)
     top = random.uniform(6, max(7.0, canvas.height - high - 6))
     bottom = min(top + high, canvas.height - 4)
@@ -149,7 +149,7 @@ def receipt(random: RandomState, split: str) -> Drawn:
     extra = [("Receipt", number)] if sort else []
     rows = [*extra, *body] if sort == 1 else body
     after = extra if sort == 2 else []
-    size = random.uniform(16, 19)
+    size = random.uniform(18, 20)
     lines = 2.3 + len(rows) + 1.3 + len(after)
     pitch = min(canvas.height / (lines + 0.6), size * 1.6)
     size = min(size, pitch / 1.05)
@@ -215,7 +215,7 @@ def form(random: RandomState, split: str) -> Drawn:
     }
     names = [list(fields)[int(i)] for i in random.permutation(len(fields))[: int(random.randint(3, 6))]]
     title = f"{pick(random, 'words', split).capitalize()} {some(random, 'Form', 'Card', 'Label', 'Pass')}"
-    margin, size = float(random.uniform(8, 20)), random.uniform(16, 20)
+    margin, size = float(random.uniform(8, 20)), random.uniform(18, 20)
     count = len(names) + titled
     pitch = min((canvas.height - 12) / (count + 0.2), size * random.uniform(1.5, 2.2))
     size = min(size, pitch / 1.15)
@@ -255,7 +255,7 @@ def table(random: RandomState, split: str) -> Drawn:
     measures = pick_some(random, "measures", split, 1 + int(random.randint(2)))
     values = [[int(random.randint(1, 1000)) for _ in measures] for _ in rows]
     head = {"cities": "City", "first": "Name", "goods": "Item"}[kind]
-    size = random.uniform(16, 18)
+    size = random.uniform(18, 19)
     margin, pitch = (
         float(random.uniform(6, 14)),
         min(canvas.height / (len(rows) + 2.0), size * random.uniform(1.5, 2.1)),

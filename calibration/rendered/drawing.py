@@ -39,8 +39,13 @@ def layout(random: RandomState, split: str, *options: int) -> tuple[int, ...]:
 
     Every single value occurs in training; it is their combinations that are held out. Calibration uses training's.
     """
-    allowed = _combinations(options)["train" if split == "calibration" else split]
+    allowed = layouts(split, *options)
     return allowed[int(random.randint(len(allowed)))]
+
+
+def layouts(split: str, *options: int) -> tuple[tuple[int, ...], ...]:
+    """The combinations that `layout` chooses from."""
+    return _combinations(options)["train" if split == "calibration" else split]
 
 
 @lru_cache(maxsize=64)
@@ -158,7 +163,7 @@ class Canvas:
         return tuple(whole)
 
     def maps(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-        """Characters (32, 64), things (16, 16) and colours (16, 16) of the picture as one tile."""
+        """Characters (32, 64), things (32, 32) and colours (32, 32) of the picture as one tile."""
         rows, columns = TILE // CELL[0], TILE // CELL[1]
         characters = np.zeros((rows, columns), np.uint8)
         for text, middles in self._texts:

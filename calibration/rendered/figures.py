@@ -38,7 +38,7 @@ def bars(random: RandomState, split: str) -> Drawn:
     """A bar chart."""
     canvas, ink = paper(random, split)
     coloured, titled, axis = layout(random, split, 2, 2, 3)
-    count, size = int(random.randint(3, 6)), random.uniform(16, 18)
+    count, size = int(random.randint(3, 6)), random.uniform(18, 19)
     left, right = random.uniform(10, 20), canvas.width - random.uniform(6, 14)
     step = (right - left) / count
     labels, values = _labels(canvas, count, size, step - 4), _values(random, count)
@@ -76,7 +76,7 @@ def curve(random: RandomState, split: str) -> Drawn:
     """A line chart."""
     canvas, ink = paper(random, split)
     marked, titled, axis = layout(random, split, 3, 2, 3)
-    count, size = int(random.randint(3, 6)), random.uniform(16, 18)
+    count, size = int(random.randint(3, 6)), random.uniform(18, 19)
     left, right = random.uniform(10, 20), canvas.width - random.uniform(6, 14)
     step = (right - left) / count
     labels, values = _labels(canvas, count, size, step - 4), _values(random, count)
@@ -114,7 +114,7 @@ def pie(random: RandomState, split: str) -> Drawn:
     """A pie chart, each slice's name beside it."""
     canvas, ink = paper(random, split)
     named, bordered, percent = layout(random, split, 2, 2, 2)
-    count, size = int(random.randint(2, 5)), 16.0
+    count, size = int(random.randint(2, 5)), 18.0
     while True:
         cuts = sorted(int(v) for v in random.randint(5, 96, size=count - 1))
         shares = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]

@@ -17,25 +17,13 @@ from edgevl.errors import MissingExtraError
 
 _FACES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
-        "font_roboto": (
-            *("Roboto-Regular", "Roboto-Medium", "Roboto-Bold", "Roboto-Light", "Roboto-Italic", "Roboto-Black"),
-            *("Roboto-BoldItalic", "Roboto-MediumItalic"),
-        ),
-        "font_source_sans_pro": (
-            *("SourceSansPro-Regular", "SourceSansPro-Semibold", "SourceSansPro-It", "SourceSansPro-Black"),
-            *("SourceSansPro-Light", "SourceSansPro-BoldIt"),
-        ),
-        "font_hanken_grotesk": (
-            *("HankenGrotesk-Regular", "HankenGrotesk-Medium", "HankenGrotesk-Bold", "HankenGrotesk-Light"),
-            *("HankenGrotesk-Italic",),
-        ),
-        "font_caladea": ("Caladea-Regular", "Caladea-Bold", "Caladea-Italic", "Caladea-BoldItalic"),
-        "font_fredoka_one": ("FredokaOne-Regular",),
-        "font_intuitive": ("Intuitive",),
+        "font_roboto": (*("Roboto-Regular", "Roboto-Medium", "Roboto-Bold"),),
+        "font_source_sans_pro": (*("SourceSansPro-Regular", "SourceSansPro-Semibold", "SourceSansPro-Bold"),),
+        "font_hanken_grotesk": (*("HankenGrotesk-Regular", "HankenGrotesk-Medium", "HankenGrotesk-Bold"),),
+        "font_caladea": ("Caladea-Regular", "Caladea-Bold"),
         "matplotlib": (
-            *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold"),
-            *("DejaVuSerif-Italic", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol"),
-            *("STIXGeneralItalic",),
+            *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold"),
+            *("DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol"),
         ),
         "rendercv_fonts": tuple(
             f"{family}/{family.replace(' ', '')}-{style}"
@@ -51,12 +39,12 @@ _FACES: dict[str, dict[str, tuple[str, ...]]] = {
                 ),
                 *("Ubuntu", "XCharter"),
             )
-            for style in ("Regular", "Bold", "Italic", "BoldItalic")
+            for style in ("Regular", "Bold")
         ),
     },
     "calibration": {
-        "font_roboto": ("Roboto-Regular", "Roboto-Medium", "Roboto-Bold", "Roboto-Light", "Roboto-Italic"),
-        "font_caladea": ("Caladea-Regular", "Caladea-Bold", "Caladea-Italic"),
+        "font_roboto": ("Roboto-Regular", "Roboto-Medium", "Roboto-Bold"),
+        "font_caladea": ("Caladea-Regular", "Caladea-Bold"),
     },
     "validation": {"font_manrope": ("Manrope-Regular", "Manrope-Medium", "Manrope-Bold")},
     "test": {

@@ -23,9 +23,9 @@ def page(random: RandomState, split: str) -> Drawn:
     canvas = Canvas(random, split, size, ground, "none")
     files = font_files(split)
     y = float(random.uniform(0, 8))
-    while y < canvas.height - 18:
+    while y < canvas.height - 20:
         canvas.face = files[int(random.randint(len(files)))]
-        height = 15 + 10 * float(random.random_sample()) ** 2
+        height = 17.5 + 10 * float(random.random_sample()) ** 2
         pitch = height * random.uniform(1.05, 1.5)
         count, ink = 1 + int(random.randint(4)), own_ink
         if random.random_sample() < 0.4:

@@ -18,7 +18,7 @@ _METERS = (
     *(("CURRENT", "A", "current", 1, 60, 1), ("FLOW", "L/min", "flow", 1, 99, 1), ("WEIGHT", "kg", "weight", 1, 99, 1)),
 )
 # largest value of a gauge's scale and the distance of its numbers; the needle stands on a number or halfway
-_SCALES = ((100, 20), (100, 10), (10, 1), (200, 40), (50, 10), (60, 10), (300, 50))
+_SCALES = ((100, 20), (10, 2), (200, 40), (60, 10))
 _SEGMENTS = {  # a b c d e f g
     **{"0": "abcdef", "1": "bc", "2": "abged", "3": "abgcd", "4": "fgbc", "5": "afgcd", "6": "afgedc", "7": "abc"},
     **{"8": "abcdefg", "9": "abcdfg"},
@@ -42,7 +42,7 @@ def display(random: RandomState, split: str) -> Drawn:
         area = (area[0], max(area[1], room * i + 26), area[2], area[3])
         middle = (area[1] + area[3]) / 2
         canvas.box("display", "none", area, back, (0, 5, 10)[framing])
-        unit = min(22.0, max(16.0, high * 0.35))
+        unit = min(22.0, max(18.0, high * 0.35))
         right = area[2] - 8 - canvas.measure(meter[1], unit)
         canvas.text(right + 2, middle + high * 0.3, meter[1], unit, glow)
         if style:
@@ -80,7 +80,7 @@ def gauge(random: RandomState, split: str) -> Drawn:
     face, ink = (shade(random, "black"), shade(random, "white")) if dark else (shade(random, "white", 10), (25, 25, 25))
     canvas.disc("dial", "black" if dark else "white", middle, radius + 4, shade(random, "gray"))
     canvas.disc("dial", "black" if dark else "white", middle, radius, face)
-    size = 16.0
+    size = 18.0
     for i in range(2 * marks + 1):
         direction = _direction(i / (2 * marks))
         major = i % 2 == 0
@@ -92,7 +92,7 @@ def gauge(random: RandomState, split: str) -> Drawn:
             canvas.text(x, y, str(i // 2 * step), size, ink, "m")
     x, y = middle
     canvas.text(x, y + radius * 0.78, meter[1], size, ink, "m")
-    canvas.text(x, y + radius * 0.42, meter[0], min(16.0, 16 * radius / canvas.measure(meter[0], 16)), ink, "m")
+    canvas.text(x, y + radius * 0.42, meter[0], min(18.0, 18 * radius / canvas.measure(meter[0], 18)), ink, "m")
     colour = some(random, "red", "blue", "orange", "white" if dark else "black")
     direction = _direction(value / top)
     side = (direction[1], -direction[0])
@@ -105,6 +105,9 @@ def gauge(random: RandomState, split: str) -> Drawn:
     ]
     canvas.polygon("needle", colour, points, shade(random, colour, 10))
     canvas.disc("needle", colour, middle, random.uniform(5, 9), shade(random, "gray"))
+    # nobody wrote it there, but eyes that see the needle may: the reading stands at its hub
+    number = f"{value:g}"
+    canvas.written(number, [(middle[0] + 10 * (i - (len(number) - 1) / 2), middle[1]) for i in range(len(number))])
     asked = [
         Question("panels", some(random, "What does the gauge read?", "What does the gauge show?"), reading),
         Question("panels", some(random, f"What is the {meter[2]}?", f"Read the {meter[2]}."), reading),

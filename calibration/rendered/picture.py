@@ -34,7 +34,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 COLOUR_NAMES = ("none", *COLOURS)
 TILE = 256  # pixels; labels are for the picture as one tile
 CELL = (8, 4)  # pixels, rows and columns of a character cell
-PATCH = 16  # pixels
+PATCH = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Rendered:
     """A picture, or a few frames of a scene, with everything known about it.
 
     Texts and maps are of the first frame; the maps of it as a tile of 256 x 256 pixels: `characters` (32, 64) uint8,
-    the index in CHARACTERS of the character whose middle lies in the cell; `things` and `colours` (16, 16) uint8, of
+    the index in CHARACTERS of the character whose middle lies in the cell; `things` and `colours` (32, 32) uint8, of
     the patch's middle.
     """
 

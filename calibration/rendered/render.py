@@ -14,7 +14,7 @@ from calibration.rendered.figures import bars, curve, pie
 from calibration.rendered.pages import page
 from calibration.rendered.panels import display, gauge
 from calibration.rendered.picture import Question, Rendered
-from calibration.rendered.scenes import frames, scene
+from calibration.rendered.scenes import frames, scene, shapes
 from edgevl.errors import UsageError
 
 _DRAWERS = {
@@ -22,7 +22,8 @@ _DRAWERS = {
     **{"bars": bars, "curve": curve, "pie": pie, "display": display, "gauge": gauge, "scene": scene},
 }
 KINDS = (*_DRAWERS, "frames")
-PAGE = "page"  # has no questions and comes only when it is named
+PAGE, SHAPES = "page", "shapes"  # have no questions and come only when they are named
+_UNASKED = {PAGE: page, SHAPES: shapes}
 # how often each kind comes in training, out of their sum
 _SHARES = (20, 8, 12, 12, 9, 8, 6, 5, 6, 10, 12, 3)
 _ASKS_CAPTION = (
@@ -40,14 +41,14 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     The same arguments give the same picture with the same versions of Pillow and of the fonts. Raises `UsageError` for
     an unknown split or kind, `MissingExtraError` without the fonts.
     """
-    if split not in SPLITS or (kind is not None and kind not in (*KINDS, PAGE)):
+    if split not in SPLITS or (kind is not None and kind not in (*KINDS, *_UNASKED)):
         raise UsageError(f"{split!r} or {kind!r} is unknown; splits are {', '.join(SPLITS)}, kinds {', '.join(KINDS)}")
     random = RandomState(np.array([seed, SPLITS.index(split)], np.uint32))
     kind = kind or str(random.choice(KINDS, p=np.array(_SHARES) / sum(_SHARES)))
     if kind == "frames":
         canvases, caption, asked = frames(random, split)
     else:
-        canvas, caption, asked = (page if kind == PAGE else _DRAWERS[kind])(random, split)
+        canvas, caption, asked = ({**_DRAWERS, **_UNASKED}[kind])(random, split)
         canvases = [canvas]
     if random.random_sample() < 0.6:
         degrees = float(random.uniform(-3, 3))
@@ -62,7 +63,7 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     pictures = tuple(_camera(random, canvas, blur, quality) for canvas in canvases)
     asks = _ASKS_CAPTION[int(random.randint(len(_ASKS_CAPTION)))]
     described = Question("other", asks, caption)
-    questions = (*asked, described) if kind != PAGE else ()
+    questions = (*asked, described) if kind not in _UNASKED else ()
     return Rendered(kind, pictures, questions, canvases[0].texts(), characters, things, colours)
 
 

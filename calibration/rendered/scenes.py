@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import lru_cache
+from itertools import pairwise, product
 
+import numpy as np
 from numpy.random import RandomState
+from numpy.typing import NDArray
 
 from calibration.rendered.documents import Drawn, some
-from calibration.rendered.drawing import Canvas, layout, shade
-from calibration.rendered.picture import COLOURS, Question
+from calibration.rendered.drawing import Canvas, layout, layouts, shade
+from calibration.rendered.picture import COLOUR_NAMES, COLOURS, THINGS, Question
 
 SHAPES = ("circle", "square", "triangle", "star", "hexagon", "cross", "diamond", "ring")
 _FILLS = tuple(c for c in COLOURS if c not in ("brown", "gray"))
@@ -66,6 +69,40 @@ def scene(random: RandomState, split: str) -> Drawn:
         asked.append(Question("other", f"What is {word} the {second.name}?", a(first.name).capitalize() + "."))
         asked.append(Question("other", f"What is {opposite} the {first.name}?", a(second.name).capitalize() + "."))
     return canvas, _caption(things, back), asked
+
+
+def shapes(random: RandomState, split: str) -> Drawn:
+    """Two to five shapes, most of them gray or brown: colours that go with every shape alike, so that a shape is
+    learned by its outline. No split is tested on them and they have no questions.
+    """
+    canvas, back = _ground(random, split)
+    plain = tuple(colour for colour in ("gray", "brown") if colour != back)
+    things: list[Thing] = []
+    wanted = 2 + int(random.randint(4))
+    for _ in range(40):
+        shape, colour = layout(random, split, len(SHAPES), len(_FILLS))
+        named = (SHAPES[shape], _FILLS[colour])
+        if random.random_sample() < 0.7:
+            named = (some(random, *SHAPES), some(random, *plain))
+        radius = float(random.uniform(20, 50))
+        x = float(random.uniform(radius + 2, canvas.width - radius - 2))
+        y = float(random.uniform(radius + 2, canvas.height - radius - 2))
+        apart = all(math.hypot(t.x - x, t.y - y) > t.radius + radius + 4 for t in things)
+        if apart and named[1] != back and len(things) < wanted:
+            things.append(Thing(*named, x, y, radius))
+    for thing in things:
+        _draw(canvas, thing)
+    return canvas, "Shapes.", []
+
+
+@lru_cache(maxsize=4)
+def kept_apart(split: str) -> NDArray[np.bool_]:
+    """(things, colours): which pairings of shape and colour a split's scenes never show, in THINGS and COLOUR_NAMES."""
+    apart = np.zeros((len(THINGS), len(COLOUR_NAMES)), np.bool_)
+    shown = layouts(split, len(SHAPES), len(_FILLS))
+    for (i, shape), (j, colour) in product(enumerate(SHAPES), enumerate(_FILLS)):
+        apart[THINGS.index(shape), COLOUR_NAMES.index(colour)] = (i, j) not in shown
+    return apart
 
 
 def frames(random: RandomState, split: str, count: int = 2) -> tuple[list[Canvas], str, list[Question]]:

@@ -53,7 +53,8 @@ def vision_configs(
     Raises `CheckpointError` naming file, key, value and what was expected.
     """
     patch = config.whole("patch_size", 16)
-    config.expect("patch_size", 16, default=16)
+    if patch not in (8, 16):
+        raise config.fail("patch_size", "only 8 and 16 are supported")
     config.expect("downsample_ratio", 0.5, default=0.5)
     config.expect("ps_version", "v2", default="v1")
     config.expect("image_tag_type", "internvl", default="internvl")
@@ -118,6 +119,7 @@ def check_eight_b(
 ) -> None:
     """Hold an 8B checkpoint against every number that is published of it; `CheckpointError` at the first difference."""
     published: list[tuple[str, object, object]] = [
+        ("patch_size", vision.patch_size, 16),
         ("force_image_size", vision.tile_size, 512),
         ("llm_config.vocab_size", text.vocab_size, 128512),
         ("llm_config.intermediate_size", text.intermediate_size, 14336),
