@@ -45,7 +45,7 @@ def guest(module: str) -> None:
     native = importlib.util.module_from_spec(spec)
     sys.modules["edgevl._native"] = native
     spec.loader.exec_module(native)
-    from cpu_cases import matches, whole_numbers
+    from cpu_cases import matches, rounding_at_once, whole_numbers
 
     from op_cases import BY_OP
 
@@ -54,6 +54,7 @@ def guest(module: str) -> None:
         began, count = time.monotonic(), 0
         for rows in (1, 2, 7, 8, 25):
             whole_numbers(rows)
+        rounding_at_once()
         for cases in BY_OP.values():
             for index, case in enumerate(cases):
                 matches(case, 1 + index % 2, isa)
