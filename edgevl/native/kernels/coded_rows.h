@@ -9,12 +9,14 @@ namespace EDGEVL_ISA {
 
 constexpr int kPanelTile = W == 16 ? 12 : W == 8 ? 3 : 4;  // rows of a register tile of panels.h
 
+constexpr int64_t kCodes = 32;  // codes of a row that lie together; a group is whole ones
+
 // Rows that lie side by side in a step of `rows`: a register tile, or all where they are fewer.
 static inline int64_t side_of(int64_t rows) { return smaller(rows, kPanelTile); }
 
-// Rows of activations in int8, `side` of them side by side, so that four in-features of all rows are
-// neighbours: codes (K'/4, side, 4), then for each group and row its scale, the sum of its codes, and that
-// sum times the scale, which the zeros of the weights are multiplied with: (groups, side) each.
+// Rows of activations in int8, `side` of them side by side, so that one address will do for all of them:
+// codes (K'/32, side, 32), then for each group and row its scale, the sum of its codes, and that sum times
+// the scale, which the zeros of the weights are multiplied with: (groups, side) each.
 struct CodedRows {
     int8_t* codes;
     float *scales, *sums;
@@ -28,50 +30,59 @@ static inline CodedRows coded_rows(const Activations& x, int64_t first, int64_t 
             reinterpret_cast<int32_t*>(scales + 2 * x.groups * side)};
 }
 
-// W codes, each four of them `stride` behind the four before.
-static inline void store_codes(int8_t* p, int64_t stride, V v) {
-    int8_t codes[W];
+static inline void store_codes(int8_t* p, V v) {
 #if EDGEVL_LEVEL == 2
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 #elif EDGEVL_LEVEL == 1
     const __m256i x = _mm256_cvtps_epi32(v);
     const __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packs_epi16(y, y));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(y, y));
 #elif defined(EDGEVL_NEON)
     const int16x4_t halves = vmovn_s32(vcvtq_s32_f32(v));
-    vst1_lane_s32(reinterpret_cast<int32_t*>(codes),
-                  vreinterpret_s32_s8(vmovn_s16(vcombine_s16(halves, halves))), 0);
+    vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(vmovn_s16(vcombine_s16(halves, halves))),
+                  0);
 #else
-    for (int i = 0; i < W; ++i) codes[i] = int8_t(v[i]);
+    for (int i = 0; i < W; ++i) p[i] = int8_t(v[i]);
 #endif
-    for (int64_t j = 0; j < W; j += 4) std::memcpy(p + j / 4 * stride, codes + j, 4);
 }
 
-// `count` columns of row `row` of `rows`, from `column` on, whole groups of them: codes -127..127 to the
-// nearest of each group's own scale, max|x| / 127. The last group may be short of columns; its other codes
-// are zero.
-static inline void round_columns(const Activations& out, int64_t rows, int64_t row, int64_t column,
-                                 int64_t count, const float* x) {
-    const int64_t side = side_of(rows), at = row % side;
-    const CodedRows to = coded_rows(out, row - at, side);
-    for (int64_t g = column / out.group; count > 0; ++g, x += out.group, count -= out.group) {
-        const int64_t here = smaller(out.group, count), full = here / W * W;
-        const V rest = full < here ? load_part(x + full, here - full) : splat(0.0f);
-        V most = vabs(rest);
-        for (int64_t i = 0; i < full; i += W) most = vmax(most, vabs(load(x + i)));
-        const float top = highest(most), inverse = top > 0.0f ? 127.0f / top : 0.0f;
-        V total = splat(0.0f);
-        int8_t* codes = to.codes + g * out.group * side + 4 * at;
-        for (int64_t i = 0; i < out.group; i += W, codes += W * side) {
-            const V value = i < full ? load(x + i) : i < here ? rest : splat(0.0f);
-            const V code = vround(value * splat(inverse));
-            store_codes(codes, 4 * side, code);
+// One group of a row: codes -127..127 to the nearest of its own scale, max|x| / 127. at(i) gives columns i to
+// i + W of it.
+template <class At>
+static inline void round_group(const CodedRows& out, int64_t group, int64_t side, int8_t* codes,
+                               int64_t place, const At& at) {
+    V most = splat(0.0f), total = splat(0.0f);
+    for (int64_t i = 0; i < group; i += W) most = vmax(most, vabs(at(i)));
+    const float top = highest(most), inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    for (int64_t i = 0; i < group; i += kCodes, codes += kCodes * side) {
+        EDGEVL_UNROLL
+        for (int64_t j = 0; j < kCodes; j += W) {
+            const V code = vround(at(i + j) * splat(inverse));
+            store_codes(codes + j, code);
             total = total + code;  // whole numbers, exact
         }
-        const int64_t place = g * side + at;
-        to.whole[place] = int32_t(sum(total));
-        to.scales[place] = top / 127.0f;
-        to.sums[place] = to.scales[place] * float(to.whole[place]);
+    }
+    out.whole[place] = int32_t(sum(total));
+    out.scales[place] = top / 127.0f;
+    out.sums[place] = out.scales[place] * float(out.whole[place]);
+}
+
+// Rounds `count` columns of row `row` of `rows`, from `column` on: whole groups, but that the last one may be
+// short of columns; its other codes are zero.
+static inline void round_columns(const Activations& out, int64_t rows, int64_t row, int64_t column,
+                                 int64_t count, const float* x) {
+    const int64_t side = side_of(rows), line = row % side;
+    const CodedRows to = coded_rows(out, row - line, side);
+    for (int64_t g = column / out.group; count > 0; ++g, x += out.group, count -= out.group) {
+        int8_t* codes = to.codes + g * out.group * side + line * kCodes;
+        const auto some = [&](int64_t i) {
+            return i + W <= count ? load(x + i) : i < count ? load_part(x + i, count - i) : splat(0.0f);
+        };
+        if (count >= out.group) {
+            round_group(to, out.group, side, codes, g * side + line, [&](int64_t i) { return load(x + i); });
+        } else {
+            round_group(to, out.group, side, codes, g * side + line, some);
+        }
     }
 }
 

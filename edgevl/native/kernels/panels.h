@@ -245,9 +245,9 @@ template <Kind kind, int T, int S, int P>
 static inline void multiply_panels(const Weight& w, int64_t first, const CodedRows& x, float* y,
                                    int64_t stride) {
     constexpr int64_t bytes = Eight<kind>::bytes;
-    const int64_t codes_bytes = w.groups * w.group / 8 * bytes, steps = w.group / 8;
+    const int64_t codes_bytes = w.groups * w.group / 8 * bytes, group_bytes = w.group / 8 * bytes;
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
-    const int8_t* fours = x.codes;
+    const int8_t* line = x.codes;
     constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
     constexpr int C = T * P < 4 ? 2 : 1;  // sums of a value, so that none waits for the one before
     V acc[P][T][kParts];
@@ -270,25 +270,27 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
             }
         }
         // what is fetched ahead of the end of a panel is the beginning of the one P further on
-        const bool ends = (g + 1) * steps * bytes + kAhead > codes_bytes;
+        const bool ends = (g + 1) * group_bytes + kAhead > codes_bytes;
         const int64_t ahead = ends ? kAhead + (P - 1) * codes_bytes : kAhead;
-        for (int64_t j = 0; j < steps; ++j, codes += bytes, fours += 8 * S) {
-            Eight<kind> eight[P];
-            EDGEVL_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const uint8_t* from = codes + p * codes_bytes;
-                if (fetch) {
-                    EDGEVL_UNROLL
-                    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + ahead + line);
-                }
-                eight[p] = Eight<kind>::load(from);
-            }
-            EDGEVL_UNROLL
-            for (int t = 0; t < T; ++t) {
+        for (int64_t block = 0; block < w.group; block += kCodes, line += kCodes * (S - 1)) {
+            for (int64_t j = 0; j < kCodes; j += 8, codes += bytes, line += 8) {
+                Eight<kind> eight[P];
                 EDGEVL_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    sums[0][p][t] = eight[p].low(sums[0][p][t], fours + 4 * t);
-                    sums[C - 1][p][t] = eight[p].high(sums[C - 1][p][t], fours + 4 * (S + t));
+                    const uint8_t* from = codes + p * codes_bytes;
+                    if (fetch) {
+                        EDGEVL_UNROLL
+                        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + ahead + b);
+                    }
+                    eight[p] = Eight<kind>::load(from);
+                }
+                EDGEVL_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    EDGEVL_UNROLL
+                    for (int p = 0; p < P; ++p) {
+                        sums[0][p][t] = eight[p].low(sums[0][p][t], line + t * kCodes);
+                        sums[C - 1][p][t] = eight[p].high(sums[C - 1][p][t], line + t * kCodes + 4);
+                    }
                 }
             }
         }
