@@ -28,7 +28,7 @@ int64_t item_bytes(Dtype dtype) { return dtype == Dtype::u8 ? 1 : 4; }
 int64_t padded(int64_t size) { return (size + 31) / 32 * 32; }
 
 int64_t flash_floats(int64_t size, int64_t rows) {
-    return rows * (2 * padded(size) + kKeys + 3) + 2 * kKeys * padded(size);
+    return rows * (2 * padded(size) + kKeys + 4) + 2 * kKeys * padded(size);
 }
 
 template <class T>

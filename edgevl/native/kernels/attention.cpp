@@ -210,15 +210,14 @@ void run_same_slot(const Attention& a, int64_t tokens, int64_t first, int64_t la
     start_rows(f, rows);
     for (int64_t r = 0; r < rows; ++r) {
         Blocks::query(f, r, query(a, first + r / share, group * share + r % share));
-        longest = larger(longest, int64_t(a.positions[first + r / share]) + 1);
+        f.ends[r] = a.positions[first + r / share] + 1;
+        longest = larger(longest, f.ends[r]);
     }
     for (int64_t key = 0; key < longest; key += kKeys) {
         const int64_t count = smaller(kKeys, longest - key);
         Blocks::load_keys(f, keys, key, count);
         Blocks::load_values(f, values, key, count);
-        Blocks::absorb(f, rows, count, [&](int64_t r) {
-            return smaller(count, int64_t(a.positions[first + r / share]) + 1 - key);
-        });
+        Blocks::absorb(f, rows, key, count);
     }
     for (int64_t r = 0; r < rows; ++r)
         put_result(a, tokens, first + r / share, group * share + r % share, f, r);

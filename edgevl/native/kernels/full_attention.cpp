@@ -22,12 +22,15 @@ void run_as(const FullAttention& a, int64_t tokens, int64_t item, float* scratch
                  values = {base + 2 * width, Kind::f32, 3 * width, nullptr};
     const Flash f = make_flash(scratch, a.size, kQueryRows);
     start_rows(f, rows);
-    for (int64_t r = 0; r < rows; ++r) Blocks::query(f, r, base + (first + r) * 3 * width);
+    for (int64_t r = 0; r < rows; ++r) {
+        Blocks::query(f, r, base + (first + r) * 3 * width);
+        f.ends[r] = int32_t(a.tokens);
+    }
     for (int64_t key = 0; key < a.tokens; key += kKeys) {
         const int64_t count = smaller(kKeys, a.tokens - key);
         Blocks::load_keys(f, keys, key, count);
         Blocks::load_values(f, values, key, count);
-        Blocks::absorb(f, rows, count, [&](int64_t) { return count; });
+        Blocks::absorb(f, rows, key, count);
     }
     for (int64_t r = 0; r < rows; ++r) {
         put(a.out, tokens, tile * a.tokens + first + r, head * a.size, a.size, f.out + r * f.padded,
