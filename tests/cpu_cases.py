@@ -14,7 +14,7 @@ from edgevl.rounding import rounded
 from edgevl.weights import Int4Weight, Weight, dequantize, quantize_int4, quantize_int8
 from op_cases import BY_OP, Case, check, normal
 
-ISAS = ("portable", "avx2", "avx512", "avx512vnni", "neon")
+ISAS = ("portable", "avx2", "avx512", "avx512vnni", "neon", "neoni8mm")
 
 
 def on_cpu(case: Case, threads: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:

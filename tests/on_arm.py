@@ -34,7 +34,7 @@ def build(sysroot: Path) -> Path:
 
 
 def guest(module: str) -> None:
-    """Inside: all cases with NEON and with the portable kernels."""
+    """Inside: all cases with NEON, with i8mm and without, and with the portable kernels."""
     import importlib.util
 
     import edgevl
@@ -49,7 +49,7 @@ def guest(module: str) -> None:
 
     from op_cases import BY_OP
 
-    for isa in ("neon", "portable"):
+    for isa in ("neoni8mm", "neon", "portable"):
         os.environ["EDGEVL_ISA"] = isa
         began, count = time.monotonic(), 0
         for rows in (1, 2, 7, 8, 25):

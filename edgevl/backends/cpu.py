@@ -26,7 +26,14 @@ Array = NDArray[Any]
 Weights = Callable[[str], StoredWeight]
 
 SYMBOLS = ("tokens", "logits", "images", "tiles")  # in the order of the native Symbol
-ISA_NAMES = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512", "avx512vnni": "AVX-512 VNNI", "neon": "NEON"}
+ISA_NAMES = {
+    "portable": "portable",
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512vnni": "AVX-512 VNNI",
+    "neon": "NEON",
+    "neoni8mm": "NEON i8mm",
+}
 DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "i32": np.int32, "u8": np.uint8}
 
 

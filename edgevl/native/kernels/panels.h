@@ -163,6 +163,33 @@ static inline Bytes load_bytes(const uint8_t* p) {
     return out;
 }
 static inline Sums dot_bytes(Sums sums, const Bytes& codes, const int8_t* x) { return dot4(sums, codes, x); }
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// Eight in-features of two rows x and y at once. Until `part_rows`, a vector of the sums of both holds two
+// out-features of x and the same two of y.
+static inline void dot_rows(Sums& x_sums, Sums& y_sums, const Bytes64& low, const Bytes64& high,
+                            const int8_t* x, const int8_t* y) {
+    const int8x16_t both = vcombine_s8(vld1_s8(x), vld1_s8(y));
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        const int32x4_t a = vreinterpretq_s32_s8(low.quarter[q]), b = vreinterpretq_s32_s8(high.quarter[q]);
+        const int8x16_t first = vreinterpretq_s8_s32(vzip1q_s32(a, b));
+        const int8x16_t second = vreinterpretq_s8_s32(vzip2q_s32(a, b));
+        x_sums.quarter[q] = vmmlaq_s32(x_sums.quarter[q], both, first);
+        y_sums.quarter[q] = vmmlaq_s32(y_sums.quarter[q], both, second);
+    }
+}
+static inline void part_rows(Sums& x_sums, Sums& y_sums) {
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        const int64x2_t a = vreinterpretq_s64_s32(x_sums.quarter[q]);
+        const int64x2_t b = vreinterpretq_s64_s32(y_sums.quarter[q]);
+        x_sums.quarter[q] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+        y_sums.quarter[q] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+    }
+}
+constexpr bool kRowPairs = true;
+#define EDGEVL_ROW_PAIRS
+#endif
 static inline V load_zeros(const uint8_t* p) {
     uint32_t four;
     std::memcpy(&four, p, 4);
@@ -217,6 +244,10 @@ static inline V as_float(const Sums& sums, int part) {
 static inline V load_zeros(const uint8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 #endif
 
+#if !defined(EDGEVL_ROW_PAIRS)
+constexpr bool kRowPairs = false;  // whether two rows of activations are multiplied at once
+#endif
+
 // -- panels
 // ----------------------------------------------------------------------------------------------------------------
 
@@ -230,6 +261,11 @@ struct Eight<Kind::int4> {
     static Eight load(const uint8_t* p) { return {load_fours(p)}; }
     Sums low(Sums sums, const int8_t* x) const { return dot4(sums, codes.low, x); }
     Sums high(Sums sums, const int8_t* x) const { return dot4(sums, codes.high, x); }
+#if defined(EDGEVL_ROW_PAIRS)
+    void pair(Sums& x_sums, Sums& y_sums, const int8_t* x, const int8_t* y) const {
+        dot_rows(x_sums, y_sums, codes.low, codes.high, x, y);
+    }
+#endif
 };
 template <>
 struct Eight<Kind::int8> {
@@ -238,6 +274,11 @@ struct Eight<Kind::int8> {
     static Eight load(const uint8_t* p) { return {load_bytes(p), load_bytes(p + 64)}; }
     Sums low(Sums sums, const int8_t* x) const { return dot_bytes(sums, first, x); }
     Sums high(Sums sums, const int8_t* x) const { return dot_bytes(sums, second, x); }
+#if defined(EDGEVL_ROW_PAIRS)
+    void pair(Sums& x_sums, Sums& y_sums, const int8_t* x, const int8_t* y) const {
+        dot_rows(x_sums, y_sums, first, second, x, y);
+    }
+#endif
 };
 
 // P panels from `first` on times the first T of S coded rows side by side: y (T, 16·P), rows `stride` apart.
@@ -250,6 +291,7 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
     const int8_t* line = x.codes;
     constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
     constexpr int C = T * P < 4 ? 2 : 1;  // sums of a value, so that none waits for the one before
+    constexpr int kPaired = kRowPairs ? T / 2 * 2 : 0;
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {
@@ -284,14 +326,31 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
                     }
                     eight[p] = Eight<kind>::load(from);
                 }
+                if constexpr (kRowPairs) {
+                    EDGEVL_UNROLL
+                    for (int t = 0; t < kPaired; t += 2) {
+                        EDGEVL_UNROLL
+                        for (int p = 0; p < P; ++p) {
+                            eight[p].pair(sums[0][p][t], sums[0][p][t + 1], line + t * kCodes,
+                                          line + (t + 1) * kCodes);
+                        }
+                    }
+                }
                 EDGEVL_UNROLL
-                for (int t = 0; t < T; ++t) {
+                for (int t = kPaired; t < T; ++t) {
                     EDGEVL_UNROLL
                     for (int p = 0; p < P; ++p) {
                         sums[0][p][t] = eight[p].low(sums[0][p][t], line + t * kCodes);
                         sums[C - 1][p][t] = eight[p].high(sums[C - 1][p][t], line + t * kCodes + 4);
                     }
                 }
+            }
+        }
+        if constexpr (kRowPairs) {
+            EDGEVL_UNROLL
+            for (int t = 0; t < kPaired; t += 2) {
+                EDGEVL_UNROLL
+                for (int p = 0; p < P; ++p) part_rows(sums[0][p][t], sums[0][p][t + 1]);
             }
         }
         EDGEVL_UNROLL
