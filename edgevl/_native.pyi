@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Counts = tuple[int, int, int, int]  # tokens, rows of logits, image rows, tiles
 
 def isa() -> str:
-    """The kernels that this processor runs: portable, avx2, avx512 or avx512vnni."""
+    """The kernels that this processor runs: portable, avx2, avx512, avx512vnni, neon or neoni8mm."""
 
 def int8_products(rounds: int) -> int:
     """Multiply int8 numbers in registers, as fast as these kernels can; the operations done, two a product."""
