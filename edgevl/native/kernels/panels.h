@@ -395,15 +395,15 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
     }
 }
 
-// Panels that are worked on together. Few rows wait for memory, which is quickest read in one piece; many
-// fill the registers with sums.
+// Panels that are worked on together. Few rows wait for memory, which is quickest read in one piece; many,
+// and those left over behind them, want as many sums as there are registers.
 constexpr int panels_abreast(int rows) { return W == 16 && rows > 8 ? 2 : 1; }
 
 // Panels [first, last) times the first T of S coded rows side by side: into y (T, N), the last panel cut off
 // at N.
 template <Kind kind, int T, int S>
 static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, const CodedRows& x, float* y) {
-    constexpr int P = panels_abreast(T);
+    constexpr int P = panels_abreast(S);
     int64_t p = first;
     const int64_t whole = smaller(last, w.n / kLanes);
     for (; p + P <= whole; p += P) multiply_panels<kind, T, S, P>(w, p, x, y + p * kLanes, w.n);
