@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Counts = tuple[int, int, int, int]  # tokens, rows of logits, image rows, tiles
 
 def isa() -> str:
-    """The kernels that this processor runs: portable, avx2, avx512 or avx512vnni."""
+    """The kernels that this processor runs: portable, avx2, avx512, avx512vnni, neon or neoni8mm."""
 
 def int8_products(rounds: int) -> int:
     """Multiply int8 numbers in registers, as fast as these kernels can; the operations done, two a product."""
@@ -33,7 +33,7 @@ class Plan:
     @property
     def threads(self) -> int: ...
     def graph(self) -> int: ...
-    def buffer(self, offset: int, symbol: int, factor: int, cols: int, dtype: str) -> int: ...
+    def buffer(self, offset: int, symbol: int, factor: int, cols: int, dtype: str, group: int) -> int: ...
     def float_weight(self, values: NDArray[Any], bias: NDArray[np.float32] | None) -> int: ...
     def int8_weight(
         self, n: int, k: int, codes: NDArray[np.int8], scales: NDArray[np.float32], bias: NDArray[np.float32] | None

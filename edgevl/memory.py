@@ -6,13 +6,14 @@ except how much scratch each needs (the native plan refuses less). Called by `ed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from edgevl.config import TextConfig
 from edgevl.errors import UsageError
 from edgevl.recorder import Buffer, Graph, Node
+from edgevl.rounding import GroupSize, rounded
 from edgevl.runner import Limits
 
 ALIGN = 64  # bytes, a cache line and an AVX-512 register
@@ -30,14 +31,13 @@ DECODE_TOKENS = 8  # most tokens of a step that go the decode path of attention
 SPLIT_ITEMS = 32  # most partial results of a token's split attention, per query head
 SPLIT_KEYS = 256  # fewest keys of one split
 
-GroupSize = Callable[[str], int]
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Where everything lies in the arena; all numbers are bytes from its start."""
 
     offsets: dict[str, tuple[int, ...]]  # graph name -> offset of each of its buffers, by Buffer.index
+    groups: dict[str, dict[int, int]]  # graph name -> columns of a group of each buffer that is kept in int8
     io: dict[str, int]  # graph name -> inputs and output, which no other graph touches
     temporaries: int  # shared by all graphs, which never run at the same time
     kv: int  # keys and values of all layers and slots
@@ -65,11 +65,17 @@ def max_counts(limits: Limits) -> dict[str, int]:
     return {"tokens": limits.chunk, "logits": limits.logit_rows, "images": limits.chunk, "tiles": limits.tiles}
 
 
-def buffer_bytes(buffer: Buffer, counts: dict[str, int]) -> int:
-    """Bytes of a buffer (rows, cols) when its symbol counts `counts[symbol]`."""
+def coded_bytes(rows: int, cols: int, group: int) -> int:
+    """Bytes of activations (rows, cols) in int8: whole tiles of rows; codes, scales and sums of whole groups."""
+    return -(-rows // TILE_ROWS) * TILE_ROWS * aligned(-(-cols // group) * (group + 12))
+
+
+def buffer_bytes(buffer: Buffer, counts: dict[str, int], group: int = 0) -> int:
+    """Bytes of a buffer (rows, cols) when its symbol counts `counts[symbol]`; `group`: columns of one, in int8."""
     if buffer.rows.symbol not in counts:
         raise UsageError(f"a buffer has rows of {buffer.rows.symbol!r}; a plan knows {', '.join(counts)}")
-    return counts[buffer.rows.symbol] * buffer.rows.factor * buffer.cols * ITEM_BYTES[buffer.dtype]
+    rows = counts[buffer.rows.symbol] * buffer.rows.factor
+    return coded_bytes(rows, buffer.cols, group) if group else rows * buffer.cols * ITEM_BYTES[buffer.dtype]
 
 
 def lifetimes(graph: Graph) -> dict[int, tuple[int, int]]:
@@ -129,6 +135,8 @@ def _thread_values(node: Node, text: TextConfig | None) -> int:
     if node.op == "linear":
         # rows in int8 with their scales and sums are never longer than in f32
         return max(PANEL + TILE, GEMV_ROWS * aligned(node.inputs[0].cols))
+    if node.op in ("rms_norm", "layer_norm", "silu_mul"):
+        return node.output.cols  # a row that is about to be rounded
     if node.op == "rope_write" and text is not None:
         return text.head_dim
     if node.op == "attention" and text is not None:
@@ -138,20 +146,20 @@ def _thread_values(node: Node, text: TextConfig | None) -> int:
     return 0
 
 
-def _shared_bytes(node: Node, text: TextConfig | None, limits: Limits, group_size: GroupSize) -> int:
+def _shared_bytes(
+    node: Node, text: TextConfig | None, limits: Limits, group_size: GroupSize, groups: Mapping[int, int]
+) -> int:
     """Scratch that all threads share: cosines and sines of the step in f64, and behind them what one node needs.
 
-    That is partial results of attention, or the rows that go into a linear of int8 or int4 weights, in int8.
+    That is partial results of attention, or in int8 the rows that go into a linear of int8 or int4 weights in f32.
     """
     turns = aligned(8 * limits.chunk * text.head_dim) if text is not None else 0
     if text is not None and node.op == "rope_write":
         return turns
     if text is not None and node.op == "attention":
         return turns + 4 * DECODE_TOKENS * split_parts(limits.context) * text.heads * (text.head_dim + 2)
-    if node.op == "linear" and (group := group_size(node.weights[0].name)):
-        rows, cols = node.inputs[0].rows, node.inputs[0].cols
-        count = -(-max_counts(limits)[rows.symbol] * rows.factor // TILE_ROWS) * TILE_ROWS
-        return turns + count * aligned(-(-cols // group) * (group + 12))
+    if node.op == "linear" and (group := group_size(node.weights[0].name)) and node.inputs[0].index not in groups:
+        return turns + buffer_bytes(node.inputs[0], max_counts(limits), group)
     return 0
 
 
@@ -165,8 +173,13 @@ class Placement:
     total: int
 
 
-def place_graphs(graphs: Sequence[Graph], counts: dict[str, int]) -> Placement:
-    """Inputs and outputs of all graphs one after the other, then one region for everybody's temporaries."""
+def place_graphs(
+    graphs: Sequence[Graph], counts: dict[str, int], groups: Mapping[str, Mapping[int, int]] | None = None
+) -> Placement:
+    """Inputs and outputs of all graphs one after the other, then one region for everybody's temporaries.
+
+    `groups`: see `MemoryPlan.groups`; None where nothing is kept in int8.
+    """
     offsets: dict[str, list[int]] = {}
     io: dict[str, int] = {}
     position = 0
@@ -183,7 +196,8 @@ def place_graphs(graphs: Sequence[Graph], counts: dict[str, int]) -> Placement:
     base, temporaries = position, 0
     for graph in graphs:
         spans = lifetimes(graph)
-        sizes = {i: aligned(buffer_bytes(graph.buffers[i], counts)) for i in spans}
+        coded = groups[graph.name] if groups else {}
+        sizes = {i: aligned(buffer_bytes(graph.buffers[i], counts, coded.get(i, 0))) for i in spans}
         placed, size = place(sizes, spans)
         temporaries = max(temporaries, size)
         for index, offset in placed.items():
@@ -206,19 +220,21 @@ def plan_memory(
     if threads < 1:
         raise UsageError(f"a plan for {threads} threads cannot run; it needs at least 1")
     counts = max_counts(limits)
-    placed = place_graphs(graphs, counts)
+    groups = {graph.name: rounded(graph, text, group_size) for graph in graphs}
+    placed = place_graphs(graphs, counts, groups)
     kv_layer = 0
     if text is not None:
         context = -(-limits.context // KEY_LANES) * KEY_LANES
         kv_layer = aligned(limits.slots * text.kv_heads * context * kv_row_bytes(limits.kv, text.head_dim))
     kv = 2 * kv_layer * (text.layers if text is not None else 0)
-    nodes = [node for graph in graphs for node in graph.nodes]
-    shared = aligned(max((_shared_bytes(n, text, limits, group_size) for n in nodes), default=0))
-    thread_bytes = aligned(4 * max((_thread_values(n, text) for n in nodes), default=0))
+    nodes = [(node, groups[graph.name]) for graph in graphs for node in graph.nodes]
+    shared = aligned(max((_shared_bytes(n, text, limits, group_size, g) for n, g in nodes), default=0))
+    thread_bytes = aligned(4 * max((_thread_values(n, text) for n, _ in nodes), default=0))
     scratch = shared + threads * thread_bytes
     kv_offset, shared_offset, thread_offset, total = accumulate((placed.total, kv, shared, threads * thread_bytes))
     return MemoryPlan(
         offsets=placed.offsets,
+        groups=groups,
         io=placed.io,
         temporaries=placed.temporaries,
         kv=kv,

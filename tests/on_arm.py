@@ -34,7 +34,7 @@ def build(sysroot: Path) -> Path:
 
 
 def guest(module: str) -> None:
-    """Inside: all cases with NEON and with the portable kernels."""
+    """Inside: all cases with NEON, with i8mm and without, and with the portable kernels."""
     import importlib.util
 
     import edgevl
@@ -45,15 +45,16 @@ def guest(module: str) -> None:
     native = importlib.util.module_from_spec(spec)
     sys.modules["edgevl._native"] = native
     spec.loader.exec_module(native)
-    from cpu_cases import matches, whole_numbers
+    from cpu_cases import matches, rounding_at_once, whole_numbers
 
     from op_cases import BY_OP
 
-    for isa in ("neon", "portable"):
+    for isa in ("neoni8mm", "neon", "portable"):
         os.environ["EDGEVL_ISA"] = isa
         began, count = time.monotonic(), 0
         for rows in (1, 2, 7, 8, 25):
             whole_numbers(rows)
+        rounding_at_once()
         for cases in BY_OP.values():
             for index, case in enumerate(cases):
                 matches(case, 1 + index % 2, isa)

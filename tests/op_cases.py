@@ -365,7 +365,7 @@ def vision_cases() -> list[Case]:
                     counts,
                 )
             )
-            for heads, size in ((1, 5), (3, 16), (2, 80)):
+            for heads, size in ((1, 5), (3, 16), (2, 64), (2, 80)):
                 qkv = normal(1, tiles * total, 3 * heads * size)
                 cases.append(
                     Case(

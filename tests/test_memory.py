@@ -9,7 +9,8 @@ import pytest
 from edgevl.config import ModelConfig, ProjectorConfig, TextConfig, TilingConfig, TokenConfig, VisionConfig
 from edgevl.errors import UsageError
 from edgevl.memory import ALIGN, buffer_bytes, lifetimes, max_counts, place, plan_memory
-from edgevl.recorder import Graph, record_decoder, record_vision
+from edgevl.recorder import Graph, Recorder, Rows, record_decoder, record_vision
+from edgevl.rounding import rounded
 from edgevl.runner import Limits
 
 LIMITS = Limits(context=100, slots=3, chunk=24, logit_rows=5, tiles=2)
@@ -117,3 +118,48 @@ def test_impossible_plans_are_refused() -> None:
         plan_memory([graph], LIMITS, model.text, threads=0)
     with pytest.raises(UsageError, match="two graphs are called 'decoder'"):
         plan_memory([graph, graph], LIMITS, model.text, threads=1)
+
+
+def test_what_only_linears_read_is_kept_in_int8() -> None:
+    """In groups of 16: norms, SiLU and, since heads are of 12, no attention; by hand for one block."""
+    model = config(False)
+    graph = record_decoder(model)
+    groups = rounded(graph, model.text, lambda name: 0 if name == "layers.1.qkv" else 16)
+    ops = [node.op for node in graph.nodes if node.output.index in groups]
+    head = ["rms_norm"]
+    assert ops == [
+        "rms_norm",
+        "rms_norm",
+        "silu_mul",
+        "rms_norm",
+        "silu_mul",
+        "rms_norm",
+        "rms_norm",
+        "silu_mul",
+        *head,
+    ]
+    assert set(groups.values()) == {16}
+    assert "attention" in {n.op for n in graph.nodes if n.output.index in rounded(graph, model.text, lambda name: 12)}
+    assert rounded(graph, model.text, lambda name: 0) == {}
+    # by hand: 24 tokens are two tiles of 12; 48 columns are 3 groups of 16 codes and 12 bytes, 84, in whole lines 128
+    norm = next(node.output for node in graph.nodes if node.op == "rms_norm")
+    assert buffer_bytes(norm, max_counts(LIMITS), 16) == 24 * 128
+    plain = plan_memory([graph], LIMITS, model.text, threads=1)
+    small = plan_memory([graph], LIMITS, model.text, threads=1, group_size=lambda name: 32)
+    assert small.temporaries < plain.temporaries
+
+
+def test_a_residual_is_not_rounded() -> None:
+    """Nor what two linears round in different groups, nor the output of the graph."""
+    ops = Recorder("graph", {"n": (32,), "a": (32, 32), "b": (32, 32)}, frozenset())
+    x = ops.input("x", Rows("tokens"), 32, "f32")
+    h = ops.rms_norm(x, ops.norm_weight("n"), 1e-5)
+    y = ops.linear(h, ops.linear_weight("a"))
+    out = ops.rms_norm(ops.linear(y, ops.linear_weight("b"), residual=h), ops.norm_weight("n"), 1e-5)
+    graph = ops.finish(out)
+    assert rounded(graph, None, lambda name: 32) == {}
+    ops = Recorder("graph", {"n": (32,), "a": (32, 32), "b": (32, 32)}, frozenset())
+    h = ops.rms_norm(ops.input("x", Rows("tokens"), 32, "f32"), ops.norm_weight("n"), 1e-5)
+    graph = ops.finish(ops.linear(h, ops.linear_weight("a"), residual=ops.linear(h, ops.linear_weight("b"))))
+    assert rounded(graph, None, lambda name: {"a": 16, "b": 32}[name]) == {}
+    assert list(rounded(graph, None, lambda name: 32).values()) == [32]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cpu_cases import ISAS, matches, on_cpu, whole_numbers
+from cpu_cases import ISAS, matches, on_cpu, rounding_at_once, whole_numbers
 
 from edgevl import reference
 from edgevl._native import Plan
@@ -52,6 +52,12 @@ def use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_int4_is_exact_in_whole_numbers(isa: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use(isa, monkeypatch)
     whole_numbers(rows)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_rounded_at_once_has_the_same_bits(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(isa, monkeypatch)
+    rounding_at_once()
 
 
 @pytest.mark.parametrize("op", CONTRACTS)

@@ -26,8 +26,9 @@ _ONNX: Packages = (
 )
 _OPENVINO: Packages = (
     (TORCH,),
-    ("openvino-genai==2026.4.1.0", "nncf==3.4.0", "transformers==5.5.4", "onnx", "safetensors"),
-    ("--no-deps", "optimum-intel==2.2.0", "optimum==2.3.0"),  # its torchvision is one for another torch
+    ("openvino-genai==2026.4.1.0", "nncf==3.4.0", "transformers==5.5.4", "onnx", "safetensors", "requests", "pillow"),
+    # its torchvision is one for another torch; what else it needs stands above
+    ("--no-deps", "optimum-intel==2.2.0", "optimum==2.3.0"),
 )
 
 

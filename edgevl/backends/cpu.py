@@ -26,7 +26,14 @@ Array = NDArray[Any]
 Weights = Callable[[str], StoredWeight]
 
 SYMBOLS = ("tokens", "logits", "images", "tiles")  # in the order of the native Symbol
-ISA_NAMES = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512", "avx512vnni": "AVX-512 VNNI", "neon": "NEON"}
+ISA_NAMES = {
+    "portable": "portable",
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512vnni": "AVX-512 VNNI",
+    "neon": "NEON",
+    "neoni8mm": "NEON i8mm",
+}
 DTYPES: dict[str, type[np.generic]] = {"f32": np.float32, "i32": np.int32, "u8": np.uint8}
 
 
@@ -192,11 +199,12 @@ class _Program:
         return handle
 
     def _lower(self, graph: Graph) -> None:
-        offsets = self.memory.offsets[graph.name]
-        buffers = [
-            self.plan.buffer(offsets[b.index], SYMBOLS.index(b.rows.symbol), b.rows.factor, b.cols, b.dtype)
-            for b in graph.buffers
-        ]
+        offsets, groups = self.memory.offsets[graph.name], self.memory.groups[graph.name]
+        buffers = []
+        for b in graph.buffers:
+            group = groups.get(b.index, 0)
+            dtype, symbol = "coded" if group else b.dtype, SYMBOLS.index(b.rows.symbol)
+            buffers.append(self.plan.buffer(offsets[b.index], symbol, b.rows.factor, b.cols, dtype, group))
         # a tower of int8 weights rounds its activations anyway
         self._whole = any(self._weights(w.name).kind == "int8" for node in graph.nodes for w in node.weights)
         index = self.plan.graph()

@@ -122,7 +122,8 @@ class PyPlan {
 edgevl::Dtype dtype(const std::string& name) {
     if (name == "f32") return edgevl::Dtype::f32;
     if (name == "i32") return edgevl::Dtype::i32;
-    require(name == "u8", "the dtype " + name + " does not exist; a buffer is f32, i32 or u8");
+    if (name == "coded") return edgevl::Dtype::coded;
+    require(name == "u8", "the dtype " + name + " does not exist; a buffer is f32, i32, u8 or coded");
     return edgevl::Dtype::u8;
 }
 
@@ -165,10 +166,9 @@ NB_MODULE(_native, m) {
         .def("graph", [](PyPlan& p) { return p.plan().graph(); })
         .def(
             "buffer",
-            [](PyPlan& p, int64_t offset, int symbol, int64_t factor, int64_t cols, const std::string& type) {
-                return p.plan().buffer(offset, symbol, factor, cols, dtype(type));
-            },
-            "offset"_a, "symbol"_a, "factor"_a, "cols"_a, "dtype"_a)
+            [](PyPlan& p, int64_t offset, int symbol, int64_t factor, int64_t cols, const std::string& type,
+               int64_t group) { return p.plan().buffer(offset, symbol, factor, cols, dtype(type), group); },
+            "offset"_a, "symbol"_a, "factor"_a, "cols"_a, "dtype"_a, "group"_a)
         .def("float_weight", &PyPlan::float_weight, "values"_a.noconvert(), "bias"_a.none())
         .def("int8_weight", &PyPlan::int8_weight, "n"_a, "k"_a, "codes"_a.noconvert(), "scales"_a.noconvert(),
              "bias"_a.none())

@@ -30,6 +30,9 @@ KernelTable table();
 namespace neon {
 KernelTable table();
 }
+namespace neoni8mm {
+KernelTable table();
+}
 #endif
 
 namespace {
@@ -63,6 +66,14 @@ bool has_dot_products() {
     return true;  // every Apple processor that Macs run on
 #endif
 }
+
+bool has_row_pairs() {
+#if defined(HWCAP2_I8MM)
+    return has_dot_products() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#else
+    return false;  // headers that do not know how to ask
+#endif
+}
 #endif
 
 }  // namespace
@@ -74,6 +85,7 @@ KernelTable choose_kernels() {
         {"avx512", has_avx512(), avx512::table},
         {"avx2", has_avx2(), avx2::table},
 #elif defined(EDGEVL_ARM)
+        {"neoni8mm", has_row_pairs(), neoni8mm::table},
         {"neon", has_dot_products(), neon::table},
 #endif
         {"portable", true, portable::table},

@@ -28,13 +28,19 @@ int64_t item_bytes(Dtype dtype) { return dtype == Dtype::u8 ? 1 : 4; }
 int64_t padded(int64_t size) { return (size + 31) / 32 * 32; }
 
 int64_t flash_floats(int64_t size, int64_t rows) {
-    return rows * (2 * padded(size) + kKeys + 3) + 2 * kKeys * padded(size);
+    return rows * (2 * padded(size) + kKeys + 4) + 2 * kKeys * padded(size);
 }
 
 template <class T>
 T* as(const Buffer& buffer) {
     return reinterpret_cast<T*>(buffer.data);
 }
+
+Activations in_groups(uint8_t* data, int64_t width, int64_t group) {
+    return {data, width, group, group > 0 ? (width + group - 1) / group : 0};
+}
+
+int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
 
 }  // namespace
 
@@ -81,16 +87,20 @@ int Plan::graph() {
     return int(graphs_.size()) - 1;
 }
 
-int Plan::buffer(int64_t offset, int symbol, int64_t factor, int64_t cols, Dtype dtype) {
+int Plan::buffer(int64_t offset, int symbol, int64_t factor, int64_t cols, Dtype dtype, int64_t group) {
     require(symbol >= 0 && symbol < kSymbols, "row symbol " + text(symbol) + " does not exist");
     require(factor > 0 && factor < (int64_t(1) << 31) && cols > 0 && cols < (int64_t(1) << 31),
             "a buffer needs rows and columns");
+    require((dtype == Dtype::coded) == (group > 0) && group % 32 == 0 && group < (int64_t(1) << 31),
+            "activations in int8 have groups of a multiple of 32 columns, other buffers none");
     const int64_t rows = limits_.value[symbol] * factor;
     require(offset >= 0 && offset % 64 == 0 && offset <= arena_.bytes &&
-                rows <= (arena_.bytes - offset) / (cols * item_bytes(dtype)),
+                (group > 0 ? whole_tiles(rows) <=
+                                 (arena_.bytes - offset) / coded_row_bytes(in_groups(nullptr, cols, group))
+                           : rows <= (arena_.bytes - offset) / (cols * item_bytes(dtype))),
             "a buffer of " + text(rows) + " rows of " + text(cols) + " at byte " + text(offset) +
                 " does not fit the arena of " + text(arena_.bytes) + " bytes");
-    buffers_.push_back({arena_.data + offset, {symbol, factor}, cols, dtype});
+    buffers_.push_back({arena_.data + offset, {symbol, factor}, cols, dtype, group});
     return int(buffers_.size()) - 1;
 }
 
@@ -125,9 +135,10 @@ Plan::Graph& Plan::graph_at(int index) {
     return *graphs_[size_t(index)];
 }
 
-const Buffer& Plan::buffer_at(int index, Dtype dtype, const char* what) const {
+const Buffer& Plan::buffer_at(int index, Dtype dtype, const char* what, bool may_be_coded) const {
     require(index >= 0 && size_t(index) < buffers_.size(), std::string(what) + " is no buffer of this plan");
-    require(buffers_[size_t(index)].dtype == dtype,
+    const Dtype found = buffers_[size_t(index)].dtype;
+    require(found == dtype || (may_be_coded && found == Dtype::coded),
             std::string(what) + " has another dtype than the op takes");
     return buffers_[size_t(index)];
 }
@@ -137,12 +148,20 @@ const Weight& Plan::weight_at(int index) const {
     return weights_[size_t(index)];
 }
 
-const Buffer& Plan::output(int index, Rows rows, int64_t cols) const {
-    const Buffer& out = buffer_at(index, Dtype::f32, "the output");
+const Buffer& Plan::output(int index, Rows rows, int64_t cols, bool may_be_coded) const {
+    const Buffer& out = buffer_at(index, Dtype::f32, "the output", may_be_coded);
     require(same(out.rows, rows) && out.cols == cols, "an output of " + text(out.cols) +
                                                           " columns should have " + text(cols) +
                                                           ", or its rows differ from the op's");
     return out;
+}
+
+Activations Plan::activations(int index, Rows rows, int64_t cols, int64_t piece) const {
+    const Buffer& out = output(index, rows, cols, true);
+    require(out.group == 0 || piece == 0 || piece % out.group == 0,
+            "an op that finishes " + text(piece) + " columns at a time cannot round groups of " +
+                text(out.group));
+    return in_groups(out.data, cols, out.group);
 }
 
 const Buffer& Plan::indices(int index, Rows rows, const char* what) const {
@@ -215,7 +234,8 @@ void Plan::rms_norm(int graph, int x, int weight, double eps, int out) {
     const Weight& w = weight_at(weight);
     require(w.k == 1 && w.n == in.cols && (w.kind == Kind::f32 || w.kind == Kind::f16),
             "a norm over " + text(in.cols) + " columns needs as many f32 or f16 weights");
-    float* y = as<float>(output(out, in.rows, in.cols));
+    need_thread_scratch(in.cols, "rms_norm");
+    const Activations y = activations(out, in.rows, in.cols, 0);
     add(graph, kernels_.rms_norm, RmsNorm{in.rows, as<float>(in), w, float(eps), y});
 }
 
@@ -225,13 +245,16 @@ void Plan::layer_norm(int graph, int x, int weight, double eps, int out) {
     require(w.k == 1 && w.n == in.cols && (w.kind == Kind::f32 || w.kind == Kind::f16),
             "a norm over " + text(in.cols) + " columns needs as many f32 or f16 weights");
     require(w.bias != nullptr, "a layer norm needs a bias");
-    float* y = as<float>(output(out, in.rows, in.cols));
+    need_thread_scratch(in.cols, "layer_norm");
+    const Activations y = activations(out, in.rows, in.cols, 0);
     add(graph, kernels_.layer_norm, LayerNorm{in.rows, as<float>(in), w, float(eps), y});
 }
 
 void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out) {
-    const Buffer& in = buffer_at(x, Dtype::f32, "x");
+    const Buffer& in = buffer_at(x, Dtype::f32, "x", true);
     const Weight& w = weight_at(weight);
+    require(in.group == 0 || in.group == w.group,
+            "a linear cannot take activations in int8 in other groups than its weight's");
     require(w.k == in.cols,
             "a linear of " + text(w.k) + " in-features cannot take " + text(in.cols) + " columns");
     const Buffer& y = output(out, in.rows, w.n);
@@ -243,13 +266,14 @@ void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out
     }
     require(y.data != in.data && as<float>(y) != added, "the output of a linear cannot lie on its input");
     need_thread_scratch(kPanelDepth * kPanelWidth + kTileRows * kPanelWidth, "linear");
-    uint8_t* coded = nullptr;
-    if (w.group > 0) {
-        const int64_t row = coded_row_bytes(w), rows = limits_.value[in.rows.symbol] * in.rows.factor;
-        need_thread_scratch(kTileRows * row / 4, "linear");
-        coded = shared_scratch((rows + kTileRows - 1) / kTileRows * kTileRows * row, "linear");
+    Activations coded = in_groups(in.data, w.k, w.group);
+    if (w.group > 0 && in.group == 0) {
+        const int64_t row = coded_row_bytes(coded), rows = limits_.value[in.rows.symbol] * in.rows.factor;
+        need_thread_scratch(kGemvRows * row / 4, "linear");
+        coded.data = shared_scratch(whole_tiles(rows) * row, "linear");
     }
-    add(graph, kernels_.linear, Linear{in.rows, as<float>(in), w, gelu, added, coded, as<float>(y)});
+    const float* plain = in.group == 0 ? as<float>(in) : nullptr;
+    add(graph, kernels_.linear, Linear{in.rows, plain, w, gelu, added, coded, as<float>(y)});
 }
 
 void Plan::rope_write(int graph, int qkv, int positions, int slots, int layer, int out) {
@@ -285,15 +309,16 @@ void Plan::attention(int graph, int q, int positions, int slots, int layer, int 
     need_thread_scratch(flash_floats(c.size, share > kQueryRows ? share : kQueryRows), "attention");
     add(graph, kernels_.attention,
         Attention{in.rows, as<float>(in), p, s, c, reinterpret_cast<float*>(partial),
-                  as<float>(output(out, in.rows, in.cols))});
+                  activations(out, in.rows, in.cols, c.size)});
     add_places(graph_at(graph), in.rows, p, s);
 }
 
 void Plan::silu_mul(int graph, int gate_up, int out) {
     const Buffer& in = buffer_at(gate_up, Dtype::f32, "gate_up");
     require(in.cols % 2 == 0, "gate_up needs an even number of columns");
-    float* y = as<float>(output(out, in.rows, in.cols / 2));
-    add(graph, kernels_.silu_mul, SiluMul{in.rows, as<float>(in), in.cols / 2, y});
+    need_thread_scratch(in.cols / 2, "silu_mul");
+    const Activations y = activations(out, in.rows, in.cols / 2, 0);
+    add(graph, kernels_.silu_mul, SiluMul{in.rows, as<float>(in), y});
 }
 
 void Plan::gather_rows(int graph, int x, int picked, int out) {
@@ -341,7 +366,7 @@ void Plan::full_attention(int graph, int qkv, int64_t heads, int64_t tokens, boo
     need_thread_scratch(flash_floats(size, kQueryRows), "full_attention");
     add(graph, kernels_.full_attention,
         FullAttention{in.rows, as<float>(in), heads, tokens, size, whole,
-                      as<float>(output(out, in.rows, heads * size))});
+                      activations(out, in.rows, heads * size, size)});
 }
 
 void Plan::pixel_shuffle(int graph, int x, int64_t grid, int64_t prefix, int out) {

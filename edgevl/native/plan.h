@@ -16,13 +16,14 @@
 
 namespace edgevl {
 
-enum class Dtype { f32, i32, u8 };
+enum class Dtype { f32, i32, u8, coded };
 
 struct Buffer {
     uint8_t* data;
     Rows rows;
     int64_t cols;
     Dtype dtype;
+    int64_t group;  // coded: columns that share a scale; else 0
 };
 
 // Where the arena's parts are, in bytes.
@@ -51,7 +52,9 @@ class Plan {
     int threads() const { return pool_.threads(); }
 
     int graph();
-    int buffer(int64_t offset, int symbol, int64_t factor, int64_t cols, Dtype dtype);
+    // A buffer of dtype `coded` holds activations in int8, in groups of `group` columns; other dtypes have
+    // none.
+    int buffer(int64_t offset, int symbol, int64_t factor, int64_t cols, Dtype dtype, int64_t group);
     int weight(const Weight& weight);
     void cache(const CacheShape& shape, const double* frequencies, int64_t count);
 
@@ -107,9 +110,12 @@ class Plan {
     template <class Args>
     void add(int graph, const Kernel<Args>& kernel, const Args& args);
     Graph& graph_at(int index);
-    const Buffer& buffer_at(int index, Dtype dtype, const char* what) const;
+    const Buffer& buffer_at(int index, Dtype dtype, const char* what, bool may_be_coded = false) const;
     const Weight& weight_at(int index) const;
-    const Buffer& output(int index, Rows rows, int64_t cols) const;
+    const Buffer& output(int index, Rows rows, int64_t cols, bool may_be_coded = false) const;
+    // The output of an op that may round it. It finishes `piece` columns at a time, or whole rows (0), and
+    // groups must not lie across pieces.
+    Activations activations(int index, Rows rows, int64_t cols, int64_t piece) const;
     const Buffer& indices(int index, Rows rows, const char* what) const;
     CacheLayer layer_at(int layer) const;
     void need_thread_scratch(int64_t floats, const char* op) const;

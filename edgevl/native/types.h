@@ -67,10 +67,17 @@ static inline int64_t split_parts(int64_t context) {
     return (context + split_keys(context) - 1) / split_keys(context);
 }
 
-// Bytes of a row of activations in int8: K' codes; for each group a scale, a sum and a whole sum. There is
-// room for whole tiles of kTileRows of them.
-static inline int64_t coded_row_bytes(const Weight& w) {
-    return (w.groups * w.group + 12 * w.groups + 63) / 64 * 64;
+// Rows of activations: f32 where `group` is 0, else int8 with a scale for each group of columns, as linears
+// of int8 and int4 weights read them (kernels/coded_rows.h).
+struct Activations {
+    uint8_t* data;
+    int64_t width, group, groups;
+};
+
+// Bytes of a row in int8: codes of whole groups; for each group a scale, a sum and a whole sum. There is room
+// for whole tiles of kTileRows of them.
+static inline int64_t coded_row_bytes(const Activations& x) {
+    return (x.groups * x.group + 12 * x.groups + 63) / 64 * 64;
 }
 
 // The keys and values of one layer, f32, f16 or int8. Values: (slots, groups, context, size). Keys lie by
@@ -111,7 +118,7 @@ struct RmsNorm {
     const float* x;
     Weight weight;
     float eps;
-    float* out;
+    Activations out;
 };
 
 struct LayerNorm {
@@ -119,16 +126,17 @@ struct LayerNorm {
     const float* x;
     Weight weight;
     float eps;
-    float* out;
+    Activations out;
 };
 
 struct Linear {
     Rows rows;
-    const float* x;
+    const float* x;  // null where the rows come in int8
     Weight weight;
     bool gelu;
     const float* residual;  // null without
-    uint8_t* coded;         // int4: room for all rows of x in int8; shared scratch
+    Activations
+        coded;  // int8 and int4: all rows of x in int8; where x is in f32, room for them: shared scratch
     float* out;
 };
 
@@ -151,14 +159,13 @@ struct Attention {
     const int32_t* slots;
     CacheLayer cache;
     float* partial;  // (T·H·splits, 2 + D): maximum, sum, weighted values; shared scratch
-    float* out;
+    Activations out;
 };
 
 struct SiluMul {
     Rows rows;
     const float* gate_up;
-    int64_t width;  // F
-    float* out;
+    Activations out;  // its width is F
 };
 
 struct GatherRows {
@@ -189,7 +196,7 @@ struct FullAttention {
     const float* qkv;
     int64_t heads, tokens, size;
     bool whole;  // in whole numbers, as the tower's linears then are too
-    float* out;
+    Activations out;
 };
 
 struct PixelShuffle {

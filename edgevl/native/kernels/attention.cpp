@@ -5,8 +5,8 @@
 // Few tokens: keys and values are read where they lie; a long context is split between threads and merged in
 // a second phase. How it is split depends on the plan alone, neither on the number of threads nor on the
 // other tokens of the step, so results do not either.
+#include "coded_rows.h"
 #include "exact_blocks.h"
-#include "kernels.h"
 #include "whole_blocks.h"
 
 namespace edgevl {
@@ -33,8 +33,17 @@ const float* query(const Attention& a, int64_t token, int64_t head) {
     return a.q + (token * a.cache.heads + head) * a.cache.size;
 }
 
-float* result(const Attention& a, int64_t token, int64_t head) {
-    return a.out + (token * a.cache.heads + head) * a.cache.size;
+// Has write(p) leave the result of a head; `room` for it may be what write reads.
+template <class Write>
+void put_head(const Attention& a, int64_t tokens, int64_t token, int64_t head, float* room,
+              const Write& write) {
+    put(a.out, tokens, token, head * a.cache.size, a.cache.size, room, write);
+}
+
+// The same, from row `row` of f.
+void put_result(const Attention& a, int64_t tokens, int64_t token, int64_t head, const Flash& f,
+                int64_t row) {
+    put_head(a, tokens, token, head, f.out + row * f.padded, [&](float* out) { get_output(f, row, out); });
 }
 
 // -- few tokens
@@ -148,7 +157,7 @@ void run_few(const Attention& a, int64_t tokens, int64_t item, float* scratch) {
     for (int64_t h = 0; h < share; ++h) {
         const int64_t head = group * share + h;
         if (split.parts == 1) {
-            get_output(f, h, result(a, token, head));
+            put_result(a, tokens, token, head, f, h);
             continue;
         }
         float* partial = a.partial + ((token * a.cache.heads + head) * split.parts + part) * (size + 2);
@@ -159,7 +168,7 @@ void run_few(const Attention& a, int64_t tokens, int64_t item, float* scratch) {
 }
 
 // Merges the parts of all heads of one token and KV head.
-void merge(const Attention& a, int64_t tokens, int64_t item) {
+void merge(const Attention& a, int64_t tokens, int64_t item, float* room) {
     const int64_t parts = split_of(a, tokens).parts, size = a.cache.size, share = share_of(a);
     for (int64_t h = 0; h < share; ++h) {
         const int64_t row = item * share + h;  // token · H + head
@@ -169,18 +178,19 @@ void merge(const Attention& a, int64_t tokens, int64_t item) {
             const float* x = partial + p * (size + 2);
             if (x[1] > 0.0f && x[0] > top) top = x[0];
         }
-        float* out = a.out + row * size;
-        for (int64_t d = 0; d < size; ++d) out[d] = 0.0f;
-        for (int64_t p = 0; p < parts; ++p) {
-            const float* x = partial + p * (size + 2);
-            if (!(x[1] > 0.0f)) continue;  // the token is shorter than the others
-            float lanes[W];
-            store(lanes, vexp(splat(x[0] - top)));
-            total += x[1] * lanes[0];
-            for (int64_t d = 0; d < size; ++d) out[d] += x[2 + d] * lanes[0];
-        }
-        const float scale = 1.0f / total;  // as get_output does, for a token that fits into one part
-        for (int64_t d = 0; d < size; ++d) out[d] *= scale;
+        put_head(a, tokens, row / a.cache.heads, row % a.cache.heads, room, [&](float* out) {
+            for (int64_t d = 0; d < size; ++d) out[d] = 0.0f;
+            for (int64_t p = 0; p < parts; ++p) {
+                const float* x = partial + p * (size + 2);
+                if (!(x[1] > 0.0f)) continue;  // the token is shorter than the others
+                float lanes[W];
+                store(lanes, vexp(splat(x[0] - top)));
+                total += x[1] * lanes[0];
+                for (int64_t d = 0; d < size; ++d) out[d] += x[2 + d] * lanes[0];
+            }
+            const float scale = 1.0f / total;  // as get_output does, for a token that fits into one part
+            for (int64_t d = 0; d < size; ++d) out[d] *= scale;
+        });
     }
 }
 
@@ -191,7 +201,8 @@ int64_t block_tokens(const Attention& a) { return larger(1, kQueryRows / share_o
 
 // Tokens first..last, all of one slot, of one KV head.
 template <class Blocks>
-void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t group, const Flash& f) {
+void run_same_slot(const Attention& a, int64_t tokens, int64_t first, int64_t last, int64_t group,
+                   const Flash& f) {
     const int64_t share = share_of(a), rows = (last - first) * share;
     const CachedKeys keys = keys_of(a, a.slots[first], group);
     const Source values = values_of(a, a.slots[first], group);
@@ -199,18 +210,17 @@ void run_same_slot(const Attention& a, int64_t first, int64_t last, int64_t grou
     start_rows(f, rows);
     for (int64_t r = 0; r < rows; ++r) {
         Blocks::query(f, r, query(a, first + r / share, group * share + r % share));
-        longest = larger(longest, int64_t(a.positions[first + r / share]) + 1);
+        f.ends[r] = a.positions[first + r / share] + 1;
+        longest = larger(longest, f.ends[r]);
     }
     for (int64_t key = 0; key < longest; key += kKeys) {
         const int64_t count = smaller(kKeys, longest - key);
         Blocks::load_keys(f, keys, key, count);
         Blocks::load_values(f, values, key, count);
-        Blocks::absorb(f, rows, count, [&](int64_t r) {
-            return smaller(count, int64_t(a.positions[first + r / share]) + 1 - key);
-        });
+        Blocks::absorb(f, rows, key, count);
     }
     for (int64_t r = 0; r < rows; ++r)
-        get_output(f, r, result(a, first + r / share, group * share + r % share));
+        put_result(a, tokens, first + r / share, group * share + r % share, f, r);
 }
 
 void run_many(const Attention& a, int64_t tokens, int64_t item, float* scratch) {
@@ -223,9 +233,9 @@ void run_many(const Attention& a, int64_t tokens, int64_t item, float* scratch) 
         int64_t last = first + 1;
         while (last < end && a.slots[last] == a.slots[first]) ++last;
         if (a.cache.kind == Kind::f32) {
-            run_same_slot<ExactBlocks>(a, first, last, group, f);
+            run_same_slot<ExactBlocks>(a, tokens, first, last, group, f);
         } else {
-            run_same_slot<WholeBlocks>(a, first, last, group, f);
+            run_same_slot<WholeBlocks>(a, tokens, first, last, group, f);
         }
         first = last;
     }
@@ -244,7 +254,7 @@ void run(const Attention& a, const Step& step, int phase, int64_t item, float* s
     const int64_t tokens = rows_of(a.rows, step.counts);
     if (tokens > kDecodeTokens) return run_many(a, tokens, item, scratch);
     if (phase == 0) return run_few(a, tokens, item, scratch);
-    merge(a, tokens, item);
+    merge(a, tokens, item, scratch);
 }
 
 }  // namespace

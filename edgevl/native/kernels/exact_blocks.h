@@ -48,13 +48,12 @@ struct ExactBlocks {
         }
     }
 
-    // Takes in the loaded block of `keys` keys; row r sees the first visible(r) of them.
-    template <class Visible>
-    static void absorb(const Flash& f, int64_t rows, int64_t keys, Visible visible) {
+    // Takes in the loaded block of `keys` keys from `first` on.
+    static void absorb(const Flash& f, int64_t rows, int64_t first, int64_t keys) {
         for (int64_t c = 0; c < keys; c += kTileWidth) {
             multiply(rows, f.q, f.padded, f.keys + c, kKeys, f.scores + c, kKeys, f.size, false);
         }
-        for (int64_t r = 0; r < rows; ++r) soften(f, r, visible(r), keys);
+        for (int64_t r = 0; r < rows; ++r) soften(f, r, seen(f, r, first, keys), keys);
         for (int64_t c = 0; c < f.size; c += kTileWidth) {
             multiply(rows, f.scores, kKeys, f.values + c, f.padded, f.out + c, f.padded, keys, true);
         }

@@ -65,19 +65,21 @@ struct Flash {
     float* top;            // (rows,), largest score so far
     float* total;          // (rows,), sum of weights so far
     float* q_scales;       // (rows,), of whole_blocks.h
+    int32_t* ends;         // (rows,), keys that a row sees, from the first of all on
     float* keys;           // (padded, kKeys), transposed
     float* values;         // (kKeys, padded)
 };
 
 static inline Flash make_flash(float* scratch, int64_t size, int64_t rows) {
     const int64_t padded = blocks(size, 32) * 32;
-    Flash f = {size, padded, scratch, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Flash f = {size, padded, scratch, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     f.out = f.q + rows * padded;
     f.scores = f.out + rows * padded;
     f.top = f.scores + rows * kKeys;
     f.total = f.top + rows;
     f.q_scales = f.total + rows;
-    f.keys = f.q_scales + rows;
+    f.ends = reinterpret_cast<int32_t*>(f.q_scales + rows);
+    f.keys = f.q_scales + 2 * rows;
     f.values = f.keys + kKeys * padded;
     return f;
 }
@@ -88,6 +90,11 @@ static inline void start_rows(const Flash& f, int64_t rows) {
         f.total[r] = 0.0f;
     }
     std::memset(f.out, 0, size_t(rows * f.padded) * sizeof(float));
+}
+
+// Keys that a row sees of `count` from `first` on.
+static inline int64_t seen(const Flash& f, int64_t row, int64_t first, int64_t count) {
+    return larger(0, smaller(count, f.ends[row] - first));
 }
 
 static inline void set_query(const Flash& f, int64_t row, const float* q) {

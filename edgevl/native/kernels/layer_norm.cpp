@@ -1,16 +1,15 @@
 // layer_norm: (x - mean) / sqrt(var + eps) · weight + bias.
-#include "kernels.h"
+#include "coded_rows.h"
 #include "weight.h"
 
 namespace edgevl {
 namespace EDGEVL_ISA {
 namespace {
 
-void one_row(const LayerNorm& a, int64_t row) {
+void one_row(const LayerNorm& a, int64_t row, float* out) {
     const int64_t width = a.weight.n;
     const float* x = a.x + row * width;
     const float* bias = a.weight.bias;
-    float* out = a.out + row * width;
     V sums = splat(0.0f);
     int64_t i = 0;
     for (; i + W <= width; i += W) sums = sums + load(x + i);
@@ -34,7 +33,7 @@ void one_row(const LayerNorm& a, int64_t row) {
 
 }  // namespace
 
-const Kernel<LayerNorm> layer_norm_kernel = {1, row_items<LayerNorm>, run_rows<LayerNorm, one_row>};
+const Kernel<LayerNorm> layer_norm_kernel = {1, row_items<LayerNorm>, put_rows<LayerNorm, one_row>};
 
 }  // namespace EDGEVL_ISA
 }  // namespace edgevl

@@ -1,11 +1,11 @@
 // linear: activation(x · Wᵀ + bias) + residual, for weights of every kind.
 //
-// int4: x is rounded to int8 first, by each item for itself when rows are few, in a phase of its own when
-// they are many; then panels of 16 out-features are multiplied in whole numbers (panels.h). The other kinds,
+// int8 and int4: x comes in int8 or is rounded to it first, by each item for itself when rows are few, in a
+// phase of its own when they are many; then panels of 16 out-features are multiplied in whole numbers
+// (panels.h). The other kinds,
 // few rows: each weight row is read once, converted in registers and multiplied with all rows of x. Many
 // rows: a panel of 32 weight rows is converted, 256 in-features at a time and transposed, into the thread's
 // scratch, and multiplied by register tiles. The sums do not depend on how the items are shared out.
-#include "kernels.h"
 #include "panels.h"
 #include "tile.h"
 #include "weight.h"
@@ -212,46 +212,39 @@ int64_t items(const Linear& a, const Step& step, int phase) {
     const int64_t rows = rows_of(a.rows, step.counts);
     if (rows == 0) return 0;
     if (phase == 0) {  // rounding of x
-        return in_panels(a.weight) && rows > kGemvRows ? row_items(a, step, phase) : 0;
+        return in_panels(a.weight) && a.x && rows > kGemvRows ? row_items(a, step, phase) : 0;
     }
     if (in_panels(a.weight)) return blocks(blocks(a.weight.n, kPanelRows), panel_grain(a, step, rows));
     if (rows <= kGemvRows) return blocks(a.weight.n, few_grain(a, step));
     return blocks(a.weight.n, kPanelWidth) * blocks(rows, many_grain(a, step, rows));
 }
 
-// Rows [begin, end) of x, of `rows`, in int8.
-void quantize_rows(const Linear& a, int64_t rows, int64_t begin, int64_t end, uint8_t* coded) {
-    const int64_t side = side_of(rows);
-    for (int64_t t = begin; t < end; ++t) {
-        const CodedRows out = coded_rows(a.weight, coded, t / side * side, side);
-        quantize_row(a.weight, a.x + t * a.weight.k, out, t % side, side);
-    }
-}
-
 void run_panels(const Linear& a, const Step& step, int64_t rows, int64_t item, float* scratch) {
     const Weight& w = a.weight;
-    uint8_t* coded = a.coded;
-    if (rows <= kGemvRows) {
-        coded = reinterpret_cast<uint8_t*>(scratch);
-        quantize_rows(a, rows, 0, rows, coded);
+    Activations x = a.coded;
+    if (a.x && rows <= kGemvRows) {
+        x.data = reinterpret_cast<uint8_t*>(scratch);
+        for (int64_t t = 0; t < rows; ++t) round_columns(x, rows, t, 0, w.k, a.x + t * w.k);
     }
     const int64_t grain = panel_grain(a, step, rows), first = item * grain;
     const int64_t last = smaller(first + grain, blocks(w.n, kPanelRows));
+    const auto finish_rows = [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+            finish_row(a, t, first * kPanelRows, smaller(last * kPanelRows, w.n));
+    };
     if (w.kind == Kind::int4) {
-        multiply_coded<Kind::int4>(w, first, last, coded, rows, a.out);
+        multiply_coded<Kind::int4>(w, first, last, x, rows, a.out, finish_rows);
     } else {
-        multiply_coded<Kind::int8>(w, first, last, coded, rows, a.out);
+        multiply_coded<Kind::int8>(w, first, last, x, rows, a.out, finish_rows);
     }
-    const int64_t end = smaller(last * kPanelRows, w.n);
-    for (int64_t t = 0; t < rows; ++t) finish_row(a, t, first * kPanelRows, end);
 }
 
 void run(const Linear& a, const Step& step, int phase, int64_t item, float* scratch) {
     const int64_t rows = rows_of(a.rows, step.counts);
     const Weight& w = a.weight;
     if (phase == 0) {
-        const int64_t grain = row_grain(rows, step), end = smaller(rows, (item + 1) * grain);
-        return quantize_rows(a, rows, item * grain, end, a.coded);
+        return run_item(a.rows, step, item,
+                        [&](int64_t row) { round_columns(a.coded, rows, row, 0, w.k, a.x + row * w.k); });
     }
     if (in_panels(w)) return run_panels(a, step, rows, item, scratch);
     if (rows <= kGemvRows) {

@@ -1,12 +1,11 @@
 // Products of int8 activations and int4 weights in panels of 16 out-features, in whole numbers inside a
 // group.
 //
-// The integers are the same for every instruction set: activations are rounded once (`quantize_row`),
-// products and sums of a group fit 32 bits. Only the sum over groups is in f32.
+// The integers are the same for every instruction set: activations are rounded once (coded_rows.h), products
+// and sums of a group fit 32 bits. Only the sum over groups is in f32.
 #pragma once
 
-#include "../types.h"
-#include "simd.h"
+#include "coded_rows.h"
 
 namespace edgevl {
 namespace EDGEVL_ISA {
@@ -14,72 +13,6 @@ namespace EDGEVL_ISA {
 constexpr int kLanes = int(kPanelRows);  // out-features of a panel
 constexpr int64_t kAhead = 4096;         // bytes of codes of each panel that are fetched ahead
 constexpr int kParts = kLanes / W;       // vectors of f32 that hold one value of each
-
-// -- activations
-// -----------------------------------------------------------------------------------------------------------
-
-// Rows of activations in int8, `side` of them side by side, so that four in-features of all rows are
-// neighbours: codes (K'/4, side, 4), then for each group and row its scale, the sum of its codes, and that
-// sum times the scale, which the zeros of the weights are multiplied with: (groups, side) each.
-struct CodedRows {
-    int8_t* codes;
-    float *scales, *sums;
-    int32_t* whole;
-};
-
-static inline CodedRows coded_rows(const Weight& w, uint8_t* rows, int64_t first, int64_t side) {
-    uint8_t* p = rows + first * coded_row_bytes(w);
-    float* scales = reinterpret_cast<float*>(p + w.groups * w.group * side);
-    return {reinterpret_cast<int8_t*>(p), scales, scales + w.groups * side,
-            reinterpret_cast<int32_t*>(scales + 2 * w.groups * side)};
-}
-
-static inline void store_codes(int8_t* p, V v) {
-#if EDGEVL_LEVEL == 2
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
-#elif EDGEVL_LEVEL == 1
-    const __m256i x = _mm256_cvtps_epi32(v);
-    const __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(y, y));
-#elif defined(EDGEVL_NEON)
-    const int16x4_t halves = vmovn_s32(vcvtq_s32_f32(v));
-    vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(vmovn_s16(vcombine_s16(halves, halves))),
-                  0);
-#else
-    for (int i = 0; i < W; ++i) p[i] = int8_t(v[i]);
-#endif
-}
-
-// x (K) -> codes -127..127 to the nearest of each group's own scale, max|x| / 127; zeros behind K. The row is
-// number `at` of `side`.
-static inline void quantize_row(const Weight& w, const float* x, const CodedRows& out, int64_t at,
-                                int64_t side) {
-    for (int64_t g = 0; g < w.groups; ++g) {
-        const int64_t begin = g * w.group, count = smaller(w.group, w.k - begin), full = count / W * W;
-        const float* from = x + begin;
-        const V rest = full < count ? load_part(from + full, count - full) : splat(0.0f);
-        V most = vabs(rest);
-        for (int64_t i = 0; i < full; i += W) most = vmax(most, vabs(load(from + i)));
-        const float top = highest(most), inverse = top > 0.0f ? 127.0f / top : 0.0f;
-        V total = splat(0.0f);
-        for (int64_t i = 0; i < w.group; i += W) {
-            const V value = i < full ? load(from + i) : i < count ? rest : splat(0.0f);
-            const V code = vround(value * splat(inverse));
-            if (side == 1) {
-                store_codes(out.codes + begin + i, code);
-            } else {
-                int8_t codes[W];
-                store_codes(codes, code);
-                int8_t* to = out.codes + (begin + i) * side + 4 * at;
-                for (int64_t j = 0; j < W; j += 4) std::memcpy(to + j * side, codes + j, 4);
-            }
-            total = total + code;  // whole numbers, exact
-        }
-        out.whole[g * side + at] = int32_t(sum(total));
-        out.scales[g * side + at] = top / 127.0f;
-        out.sums[g * side + at] = out.scales[g * side + at] * float(out.whole[g * side + at]);
-    }
-}
 
 // -- whole numbers
 // ---------------------------------------------------------------------------------------------------------
@@ -134,7 +67,6 @@ static inline Sums dot_bytes(Sums sums, Bytes codes, const int8_t* x) {
 static inline V load_zeros(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-constexpr int kPanelTile = 12;  // rows of activations of a register tile
 #elif EDGEVL_LEVEL == 1
 struct Bytes64 {
     __m256i half[2];
@@ -189,7 +121,6 @@ static inline Sums dot_bytes(Sums sums, const Bytes& codes, const int8_t* x) {
 static inline V load_zeros(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
-constexpr int kPanelTile = 3;
 #elif defined(EDGEVL_NEON)
 struct Bytes64 {
     int8x16_t quarter[4];
@@ -232,13 +163,39 @@ static inline Bytes load_bytes(const uint8_t* p) {
     return out;
 }
 static inline Sums dot_bytes(Sums sums, const Bytes& codes, const int8_t* x) { return dot4(sums, codes, x); }
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// Eight in-features of two rows x and y at once. Until `part_rows`, a vector of the sums of both holds two
+// out-features of x and the same two of y.
+static inline void dot_rows(Sums& x_sums, Sums& y_sums, const Bytes64& low, const Bytes64& high,
+                            const int8_t* x, const int8_t* y) {
+    const int8x16_t both = vcombine_s8(vld1_s8(x), vld1_s8(y));
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        const int32x4_t a = vreinterpretq_s32_s8(low.quarter[q]), b = vreinterpretq_s32_s8(high.quarter[q]);
+        const int8x16_t first = vreinterpretq_s8_s32(vzip1q_s32(a, b));
+        const int8x16_t second = vreinterpretq_s8_s32(vzip2q_s32(a, b));
+        x_sums.quarter[q] = vmmlaq_s32(x_sums.quarter[q], both, first);
+        y_sums.quarter[q] = vmmlaq_s32(y_sums.quarter[q], both, second);
+    }
+}
+static inline void part_rows(Sums& x_sums, Sums& y_sums) {
+    EDGEVL_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        const int64x2_t a = vreinterpretq_s64_s32(x_sums.quarter[q]);
+        const int64x2_t b = vreinterpretq_s64_s32(y_sums.quarter[q]);
+        x_sums.quarter[q] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+        y_sums.quarter[q] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+    }
+}
+constexpr bool kRowPairs = true;
+#define EDGEVL_ROW_PAIRS
+#endif
 static inline V load_zeros(const uint8_t* p) {
     uint32_t four;
     std::memcpy(&four, p, 4);
     const uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 }
-constexpr int kPanelTile = 4;  // 4 × 4 sums, 8 of codes, of 32 registers
 #else
 struct Fours {
     uint8_t low[64], high[64];
@@ -285,7 +242,10 @@ static inline V as_float(const Sums& sums, int part) {
     return V{float(s[0]), float(s[1]), float(s[2]), float(s[3])};
 }
 static inline V load_zeros(const uint8_t* p) { return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
-constexpr int kPanelTile = 4;
+#endif
+
+#if !defined(EDGEVL_ROW_PAIRS)
+constexpr bool kRowPairs = false;  // whether two rows of activations are multiplied at once
 #endif
 
 // -- panels
@@ -301,6 +261,11 @@ struct Eight<Kind::int4> {
     static Eight load(const uint8_t* p) { return {load_fours(p)}; }
     Sums low(Sums sums, const int8_t* x) const { return dot4(sums, codes.low, x); }
     Sums high(Sums sums, const int8_t* x) const { return dot4(sums, codes.high, x); }
+#if defined(EDGEVL_ROW_PAIRS)
+    void pair(Sums& x_sums, Sums& y_sums, const int8_t* x, const int8_t* y) const {
+        dot_rows(x_sums, y_sums, codes.low, codes.high, x, y);
+    }
+#endif
 };
 template <>
 struct Eight<Kind::int8> {
@@ -309,6 +274,11 @@ struct Eight<Kind::int8> {
     static Eight load(const uint8_t* p) { return {load_bytes(p), load_bytes(p + 64)}; }
     Sums low(Sums sums, const int8_t* x) const { return dot_bytes(sums, first, x); }
     Sums high(Sums sums, const int8_t* x) const { return dot_bytes(sums, second, x); }
+#if defined(EDGEVL_ROW_PAIRS)
+    void pair(Sums& x_sums, Sums& y_sums, const int8_t* x, const int8_t* y) const {
+        dot_rows(x_sums, y_sums, first, second, x, y);
+    }
+#endif
 };
 
 // P panels from `first` on times the first T of S coded rows side by side: y (T, 16·P), rows `stride` apart.
@@ -316,11 +286,12 @@ template <Kind kind, int T, int S, int P>
 static inline void multiply_panels(const Weight& w, int64_t first, const CodedRows& x, float* y,
                                    int64_t stride) {
     constexpr int64_t bytes = Eight<kind>::bytes;
-    const int64_t codes_bytes = w.groups * w.group / 8 * bytes, steps = w.group / 8;
+    const int64_t codes_bytes = w.groups * w.group / 8 * bytes, group_bytes = w.group / 8 * bytes;
     const uint8_t* codes = static_cast<const uint8_t*>(w.values) + first * codes_bytes;
-    const int8_t* fours = x.codes;
+    const int8_t* line = x.codes;
     constexpr bool fetch = W < 16 || S != kPanelTile;  // else panels pass several times, from a cache
     constexpr int C = T * P < 4 ? 2 : 1;  // sums of a value, so that none waits for the one before
+    constexpr int kPaired = kRowPairs ? T / 2 * 2 : 0;
     V acc[P][T][kParts];
     EDGEVL_UNROLL
     for (int t = 0; t < T; ++t) {
@@ -341,26 +312,45 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
             }
         }
         // what is fetched ahead of the end of a panel is the beginning of the one P further on
-        const bool ends = (g + 1) * steps * bytes + kAhead > codes_bytes;
+        const bool ends = (g + 1) * group_bytes + kAhead > codes_bytes;
         const int64_t ahead = ends ? kAhead + (P - 1) * codes_bytes : kAhead;
-        for (int64_t j = 0; j < steps; ++j, codes += bytes, fours += 8 * S) {
-            Eight<kind> eight[P];
-            EDGEVL_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const uint8_t* from = codes + p * codes_bytes;
-                if (fetch) {
-                    EDGEVL_UNROLL
-                    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + ahead + line);
-                }
-                eight[p] = Eight<kind>::load(from);
-            }
-            EDGEVL_UNROLL
-            for (int t = 0; t < T; ++t) {
+        for (int64_t block = 0; block < w.group; block += kCodes, line += kCodes * (S - 1)) {
+            for (int64_t j = 0; j < kCodes; j += 8, codes += bytes, line += 8) {
+                Eight<kind> eight[P];
                 EDGEVL_UNROLL
                 for (int p = 0; p < P; ++p) {
-                    sums[0][p][t] = eight[p].low(sums[0][p][t], fours + 4 * t);
-                    sums[C - 1][p][t] = eight[p].high(sums[C - 1][p][t], fours + 4 * (S + t));
+                    const uint8_t* from = codes + p * codes_bytes;
+                    if (fetch) {
+                        EDGEVL_UNROLL
+                        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + ahead + b);
+                    }
+                    eight[p] = Eight<kind>::load(from);
                 }
+                if constexpr (kRowPairs) {
+                    EDGEVL_UNROLL
+                    for (int t = 0; t < kPaired; t += 2) {
+                        EDGEVL_UNROLL
+                        for (int p = 0; p < P; ++p) {
+                            eight[p].pair(sums[0][p][t], sums[0][p][t + 1], line + t * kCodes,
+                                          line + (t + 1) * kCodes);
+                        }
+                    }
+                }
+                EDGEVL_UNROLL
+                for (int t = kPaired; t < T; ++t) {
+                    EDGEVL_UNROLL
+                    for (int p = 0; p < P; ++p) {
+                        sums[0][p][t] = eight[p].low(sums[0][p][t], line + t * kCodes);
+                        sums[C - 1][p][t] = eight[p].high(sums[C - 1][p][t], line + t * kCodes + 4);
+                    }
+                }
+            }
+        }
+        if constexpr (kRowPairs) {
+            EDGEVL_UNROLL
+            for (int t = 0; t < kPaired; t += 2) {
+                EDGEVL_UNROLL
+                for (int p = 0; p < P; ++p) part_rows(sums[0][p][t], sums[0][p][t + 1]);
             }
         }
         EDGEVL_UNROLL
@@ -405,15 +395,15 @@ static inline void multiply_panels(const Weight& w, int64_t first, const CodedRo
     }
 }
 
-// Panels that are worked on together. Few rows wait for memory, which is quickest read in one piece; many
-// fill the registers with sums.
+// Panels that are worked on together. Few rows wait for memory, which is quickest read in one piece; many,
+// and those left over behind them, want as many sums as there are registers.
 constexpr int panels_abreast(int rows) { return W == 16 && rows > 8 ? 2 : 1; }
 
 // Panels [first, last) times the first T of S coded rows side by side: into y (T, N), the last panel cut off
 // at N.
 template <Kind kind, int T, int S>
 static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, const CodedRows& x, float* y) {
-    constexpr int P = panels_abreast(T);
+    constexpr int P = panels_abreast(S);
     int64_t p = first;
     const int64_t whole = smaller(last, w.n / kLanes);
     for (; p + P <= whole; p += P) multiply_panels<kind, T, S, P>(w, p, x, y + p * kLanes, w.n);
@@ -427,9 +417,6 @@ static inline void multiply_rows(const Weight& w, int64_t first, int64_t last, c
     }
 }
 
-// Rows that lie side by side in a step of `rows`: a register tile, or all where they are fewer.
-static inline int64_t side_of(int64_t rows) { return smaller(rows, kPanelTile); }
-
 // `count` < T rows side by side by themselves (S = 0), or behind whole tiles.
 template <Kind kind, int T, int S>
 static inline void multiply_tail(int64_t count, const Weight& w, int64_t first, int64_t last,
@@ -438,21 +425,23 @@ static inline void multiply_tail(int64_t count, const Weight& w, int64_t first, 
     if constexpr (T > 1) multiply_tail<kind, T - 1, S>(count, w, first, last, x, y);
 }
 
-// Panels [first, last) times any number of coded rows.
-template <Kind kind>
-static inline void multiply_coded(const Weight& w, int64_t first, int64_t last, uint8_t* rows, int64_t count,
-                                  float* out) {
+// Panels [first, last) times any number of coded rows; done(begin, end) is called behind each tile of them.
+template <Kind kind, class Done>
+static inline void multiply_coded(const Weight& w, int64_t first, int64_t last, const Activations& x,
+                                  int64_t count, float* out, const Done& done) {
     constexpr int S = kPanelTile;
-    if (count < S)
-        return multiply_tail<kind, S - 1, 0>(count, w, first, last, coded_rows(w, rows, 0, count), out);
     int64_t row = 0;
     for (; row + S <= count; row += S) {
-        multiply_rows<kind, S, S>(w, first, last, coded_rows(w, rows, row, S), out + row * w.n);
+        multiply_rows<kind, S, S>(w, first, last, coded_rows(x, row, S), out + row * w.n);
+        done(row, row + S);
     }
-    if (row < count) {
-        multiply_tail<kind, S - 1, S>(count - row, w, first, last, coded_rows(w, rows, row, S),
-                                      out + row * w.n);
+    if (row == count) return;
+    if (row == 0) {
+        multiply_tail<kind, S - 1, 0>(count, w, first, last, coded_rows(x, 0, count), out);
+    } else {
+        multiply_tail<kind, S - 1, S>(count - row, w, first, last, coded_rows(x, row, S), out + row * w.n);
     }
+    done(row, count);
 }
 
 }  // namespace EDGEVL_ISA

@@ -1,15 +1,14 @@
 // rms_norm: x / sqrt(mean(x²) + eps) · weight.
-#include "kernels.h"
+#include "coded_rows.h"
 #include "weight.h"
 
 namespace edgevl {
 namespace EDGEVL_ISA {
 namespace {
 
-void one_row(const RmsNorm& a, int64_t row) {
+void one_row(const RmsNorm& a, int64_t row, float* out) {
     const int64_t width = a.weight.n;
     const float* x = a.x + row * width;
-    float* out = a.out + row * width;
     V squares = splat(0.0f);
     int64_t i = 0;
     for (; i + W <= width; i += W) squares = fma(load(x + i), load(x + i), squares);
@@ -23,7 +22,7 @@ void one_row(const RmsNorm& a, int64_t row) {
 
 }  // namespace
 
-const Kernel<RmsNorm> rms_norm_kernel = {1, row_items<RmsNorm>, run_rows<RmsNorm, one_row>};
+const Kernel<RmsNorm> rms_norm_kernel = {1, row_items<RmsNorm>, put_rows<RmsNorm, one_row>};
 
 }  // namespace EDGEVL_ISA
 }  // namespace edgevl

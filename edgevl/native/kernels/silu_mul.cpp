@@ -1,6 +1,5 @@
 // silu_mul: gate / (1 + e^-gate) · up.
-#include "kernels.h"
-#include "simd.h"
+#include "coded_rows.h"
 
 namespace edgevl {
 namespace EDGEVL_ISA {
@@ -8,19 +7,19 @@ namespace {
 
 V silu(V gate, V up) { return gate / (splat(1.0f) + vexp(splat(0.0f) - gate)) * up; }
 
-void one_row(const SiluMul& a, int64_t row) {
-    const float* gate = a.gate_up + row * 2 * a.width;
-    const float* up = gate + a.width;
-    float* out = a.out + row * a.width;
+void one_row(const SiluMul& a, int64_t row, float* out) {
+    const int64_t width = a.out.width;
+    const float* gate = a.gate_up + row * 2 * width;
+    const float* up = gate + width;
     int64_t i = 0;
-    for (; i + W <= a.width; i += W) store(out + i, silu(load(gate + i), load(up + i)));
-    const int64_t rest = a.width - i;
+    for (; i + W <= width; i += W) store(out + i, silu(load(gate + i), load(up + i)));
+    const int64_t rest = width - i;
     if (rest) store_part(out + i, silu(load_part(gate + i, rest), load_part(up + i, rest)), rest);
 }
 
 }  // namespace
 
-const Kernel<SiluMul> silu_mul_kernel = {1, row_items<SiluMul>, run_rows<SiluMul, one_row>};
+const Kernel<SiluMul> silu_mul_kernel = {1, row_items<SiluMul>, put_rows<SiluMul, one_row>};
 
 }  // namespace EDGEVL_ISA
 }  // namespace edgevl

@@ -338,6 +338,13 @@ static inline V load_part(const float* p, int64_t count) {
     for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
     return load(lanes);
 }
+// The first `count` lanes of v, `rest` behind.
+static inline V first_of(V v, int64_t count, float rest) {
+    float lanes[2 * W];
+    store(lanes, v);
+    store(lanes + count, splat(rest));
+    return load(lanes);
+}
 static inline void store_part(float* p, V v, int64_t count) {
     float lanes[W];
     store(lanes, v);

@@ -102,7 +102,9 @@ static inline void round_keys(const Flash& f, const Source& keys, int64_t first,
 }
 
 // The same from the cache; `first` is a multiple of kKeyLanes.
-static inline void round_keys(const Flash& f, const CachedKeys& keys, int64_t first, int64_t count) {
+template <Kind kind>
+static inline void round_cached(const Flash& f, const CachedKeys& from, int64_t first, int64_t count) {
+    const CachedKeys keys = {from.data, kind, from.size, from.scales};
     const V zero = splat(0.0f), limit = splat(most_code(f.size));
     for (int64_t i = 0; i < count; i += W) {
         V inverse = splat(1.0f), scales = key_scales(keys, first + i);
@@ -132,7 +134,9 @@ static inline V some_values(const Source& values, int64_t at, int64_t left) {
 }
 
 // `count` values from row `first` of the source on.
-static inline void round_values(const Flash& f, const Source& values, int64_t first, int64_t count) {
+template <Kind kind>
+static inline void round_values(const Flash& f, const Source& from, int64_t first, int64_t count) {
+    const Source values = {from.data, kind, from.stride, from.scales};
     for (int64_t d = 0; d < f.size; d += W) {
         const int64_t left = f.size - d;
         const V most = most_of(count, [&](int64_t i) {
@@ -171,52 +175,59 @@ static inline V whole_weight(V score, V shift) {
     return vround(scale2(p, n));
 }
 
-// Turns the first `count` scores of a row into whole weights where they lie, zeros behind them up to `keys`.
-// The row's largest score is known.
-static inline void soften_row(const Flash& f, int64_t row, int64_t count, int64_t keys) {
-    float* s = f.scores + row * kKeys;
+constexpr float kUnseen = -1e30f;  // a score whose weight is zero
+
+// Turns the first `count` scores of a row, and what fills their last vector, into whole weights where they
+// lie, zeros behind them up to `keys`. The row's largest score is known. Gives the weights' sum, lane by
+// lane.
+static inline V soften_row(const Flash& f, int64_t row, int64_t count, int64_t keys) {
+    const float* s = f.scores + row * kKeys;
     int16_t* codes = whole_weights(f) + 2 * row * kKeys;
-    if (count <= 0) {
-        std::memset(codes, 0, size_t(keys + keys % 2) * sizeof(int16_t));
-        return;
-    }
     const V shift = splat(13.0f - f.top[row] * kLog2e);
-    V totals = splat(0.0f);
+    V total = splat(0.0f);
     int64_t i = 0;
-    for (; i + W <= count; i += W) {
+    for (; i < count; i += W) {
         const V weight = whole_weight(load(s + i), shift);
         store_shorts(codes + i, weight);
-        totals = totals + weight;
-    }
-    float total = sum(totals);
-    if (i < count) {
-        float lanes[W];
-        store(lanes, whole_weight(load_part(s + i, count - i), shift));
-        for (int64_t j = count - i; j < W; ++j) lanes[j] = 0.0f;
-        total += sum(load(lanes));
-        store_shorts(codes + i, load(lanes));
-        i += W;
+        total = total + weight;
     }
     for (; i < keys; i += W) store_shorts(codes + i, splat(0.0f));
-    f.total[row] += total / kMostWeight;
+    return total;
 }
 
-// The same for `rows` <= W rows from `first` on, of which row r sees the first visible(r) of `keys`. All
-// their largest scores are found first, so that what they have so far is rescaled by one e^x and no row waits
-// for another.
-template <class Visible>
-static inline void soften_whole(const Flash& f, int64_t first, int64_t rows, int64_t keys, Visible visible) {
-    float before[W] = {}, now[W] = {}, factors[W];
+// The same for `rows` <= W rows from `row` on and the block of `keys` keys from `first` on. All their largest
+// scores are found first, so that what they have so far is rescaled by one e^x and no row waits for another.
+static inline void soften_whole(const Flash& f, int64_t row, int64_t rows, int64_t first, int64_t keys) {
+    float before[W] = {}, now[W], factors[W], totals[W];
+    int32_t counts[W];
     for (int64_t r = 0; r < rows; ++r) {
-        before[r] = now[r] = f.top[first + r];
-        const int64_t count = visible(first + r);
-        if (count > 0) now[r] = f.top[first + r] = largest(f, first + r, count);
+        before[r] = f.top[row + r];
+        counts[r] = int32_t(seen(f, row + r, first, keys));
     }
-    store(factors, vexp(load(before) - load(now)));
+    V lanes[W];
+    for (int64_t r = rows; r < W; ++r) lanes[r] = splat(0.0f);  // nobody looks
     for (int64_t r = 0; r < rows; ++r) {
-        if (now[r] != before[r] && f.total[first + r] != 0.0f) rescale(f, first + r, factors[r]);
-        soften_row(f, first + r, visible(first + r), keys);
+        float* s = f.scores + (row + r) * kKeys;
+        const int64_t rest = counts[r] % W, whole = counts[r] - rest;
+        if (rest) store(s + whole, first_of(load(s + whole), rest, kUnseen));
+        lanes[r] = splat(before[r]);
+        for (int64_t i = 0; i < counts[r]; i += W) lanes[r] = vmax(lanes[r], load(s + i));
     }
+    transpose(lanes);
+    V top = lanes[0];
+    for (int64_t r = 1; r < W; ++r) top = vmax(top, lanes[r]);
+    store(now, top);
+    store(factors, vexp(load(before) - top));
+    for (int64_t r = 0; r < rows; ++r) {
+        if (now[r] != before[r] && f.total[row + r] != 0.0f) rescale(f, row + r, factors[r]);
+        f.top[row + r] = now[r];
+        lanes[r] = soften_row(f, row + r, counts[r], keys);
+    }
+    transpose(lanes);
+    V total = lanes[0];
+    for (int64_t r = 1; r < W; ++r) total = total + lanes[r];  // whole numbers, exact
+    store(totals, total);
+    for (int64_t r = 0; r < rows; ++r) f.total[row + r] += totals[r] / kMostWeight;
 }
 
 // Scores of rows [row, row + R) for B·W keys from `key` of the block on.
@@ -263,32 +274,41 @@ static inline void weigh_rows(const Flash& f, int64_t row, int64_t keys) {
     if (d < f.size) weigh_pairs<R, 1>(f, row, keys, d);
 }
 
-// Rows [row, row + count) in register tiles: kTile rows, then the rest one by one.
+// Rows [0, count) in register tiles: kTile rows, then the rest one by one; each with the keys that it sees of
+// the block of `keys` from `first` on.
 template <void (*tile)(const Flash&, int64_t, int64_t), void (*single)(const Flash&, int64_t, int64_t)>
-static inline void by_tiles(const Flash& f, int64_t count, int64_t keys) {
+static inline void by_tiles(const Flash& f, int64_t count, int64_t first, int64_t keys) {
     int64_t row = 0;
-    for (; row + kTile <= count; row += kTile) tile(f, row, keys);
-    for (; row < count; ++row) single(f, row, keys);
+    for (; row + kTile <= count; row += kTile) {
+        int64_t most = 0;
+        for (int64_t r = 0; r < kTile; ++r) most = larger(most, seen(f, row + r, first, keys));
+        tile(f, row, most);
+    }
+    for (; row < count; ++row) single(f, row, seen(f, row, first, keys));
 }
 
 struct WholeBlocks {
     static void query(const Flash& f, int64_t row, const float* q) { round_query(f, row, q); }
 
     // `count` keys and values from row `first` of the source on, a multiple of kKeyLanes in the cache.
-    template <class Keys>
-    static void load_keys(const Flash& f, const Keys& keys, int64_t first, int64_t count) {
+    static void load_keys(const Flash& f, const Source& keys, int64_t first, int64_t count) {
         round_keys(f, keys, first, count);
     }
+    static void load_keys(const Flash& f, const CachedKeys& keys, int64_t first, int64_t count) {
+        if (keys.kind == Kind::int8) return round_cached<Kind::int8>(f, keys, first, count);
+        round_cached<Kind::f16>(f, keys, first, count);
+    }
     static void load_values(const Flash& f, const Source& values, int64_t first, int64_t count) {
-        round_values(f, values, first, count);
+        if (values.kind == Kind::int8) return round_values<Kind::int8>(f, values, first, count);
+        if (values.kind == Kind::f16) return round_values<Kind::f16>(f, values, first, count);
+        round_values<Kind::f32>(f, values, first, count);
     }
 
-    // Takes in the loaded block of `keys` keys; row r sees the first visible(r) of them.
-    template <class Visible>
-    static void absorb(const Flash& f, int64_t rows, int64_t keys, Visible visible) {
-        by_tiles<score_rows<kTile>, score_rows<1>>(f, rows, keys);
-        for (int64_t r = 0; r < rows; r += W) soften_whole(f, r, smaller(W, rows - r), keys, visible);
-        by_tiles<weigh_rows<kTile>, weigh_rows<1>>(f, rows, keys);
+    // Takes in the loaded block of `keys` keys from `first` on.
+    static void absorb(const Flash& f, int64_t rows, int64_t first, int64_t keys) {
+        by_tiles<score_rows<kTile>, score_rows<1>>(f, rows, first, keys);
+        for (int64_t r = 0; r < rows; r += W) soften_whole(f, r, smaller(W, rows - r), first, keys);
+        by_tiles<weigh_rows<kTile>, weigh_rows<1>>(f, rows, first, keys);
     }
 };
 
