@@ -14,9 +14,9 @@ demo: $(VENV)/.demo
 	@test -f demo/int4/config.json || $(BIN)/edgevl quantize demo/checkpoint -o demo/int4 $(if $(wildcard demo/int4.partial),--resume)
 	@test -f demo/bundle/manifest.json || $(BIN)/edgevl build demo/int4 --target host -o demo/bundle
 	$(BIN)/edgevl chat demo/bundle -p "What is the capital of France?"
-	$(BIN)/edgevl chat demo/bundle -i training/pictures/display.png -p "Read the weight."
 	$(BIN)/edgevl chat demo/bundle -i training/pictures/receipt.png -p "How much is the total?"
-	$(BIN)/edgevl chat demo/bundle -i training/pictures/bars.png -p "How high is Karen?"
+	$(BIN)/edgevl chat demo/bundle -i training/pictures/form.png -p "Phone?"
+	$(BIN)/edgevl chat demo/bundle -i training/pictures/sign.png -p "Read the sign."
 	$(BIN)/edgevl caption demo/bundle training/pictures
 
 test: lint

@@ -31,8 +31,8 @@ class Plan:
 
 
 PLANS = {
-    # two cores with bf16, a stage each at first
-    "cpu": Plan(6000, 6, 2e-3, 2, 700, 2e-3, 700, 6, 1e-3, 1, report=50, checked=64),
+    # two cores with bf16, a stage each at first: about six core-hours
+    "cpu": Plan(6000, 6, 2e-3, 2, 1000, 2e-3, 400, 6, 1e-3, 1, report=50, checked=64),
     # one data-centre GPU and 16 cores, about half an hour
     "gpu": Plan(12000, 128, 2e-3, 4, 4000, 2e-3, 8000, 32, 6e-4, 2, workers=14),
     # the test suite's: seconds
