@@ -279,13 +279,18 @@ def attention_cases() -> list[Case]:
         "batch": ([0, 40, 63], [2, 0, 1]),
         "mixed": ([7, 8, 9, 3, 4], [0, 0, 0, 2, 2]),
     }
+    deeper = {  # of one configuration: more than one block of keys, and few tokens whose keys are split
+        "blocks": ([*range(50, 90), *range(100, 140)], [0] * 40 + [1] * 40),
+        "split": ([600, 20], [0, 1]),
+    }
     cases = []
     for c, config in enumerate(configs):
-        for name, (positions, slots) in steps.items():
+        for name, (positions, slots) in {**steps, **(deeper if c == 2 else {})}.items():
             for kv in ("f16", "int8", "f32"):
                 count = len(positions)
                 counts = {"tokens": count}
-                shape = (3, config.kv_heads, 64, config.head_dim)
+                context = max(64, -(-(max(positions) + 1) // 16) * 16)
+                shape = (3, config.kv_heads, context, config.head_dim)
                 cache = (held(normal(1, *shape), kv), held(normal(2, *shape), kv))
                 places = {
                     "p": (np.array(positions, np.int32), Rows("tokens")),

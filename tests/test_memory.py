@@ -39,16 +39,20 @@ def spans_with_io(graph: Graph) -> dict[int, tuple[int, int]]:
     return spans
 
 
+@pytest.mark.parametrize("group", [0, 32])
 @pytest.mark.parametrize("vision", [False, True])
-def test_no_two_live_buffers_overlap(vision: bool) -> None:
+def test_no_two_live_buffers_overlap(vision: bool, group: int) -> None:
     model = config(vision)
     graphs = [record_decoder(model), *([record_vision(model)] if vision else [])]
-    plan = plan_memory(graphs, LIMITS, model.text, threads=2)
+    plan = plan_memory(graphs, LIMITS, model.text, threads=2, group_size=lambda name: group)
+    assert any(plan.groups.values()) == (group > 0)
     counts = max_counts(LIMITS)
     fixed: list[tuple[int, int]] = []
     for graph in graphs:
         spans, offsets = spans_with_io(graph), plan.offsets[graph.name]
-        ranges = {b.index: (offsets[b.index], offsets[b.index] + buffer_bytes(b, counts)) for b in graph.buffers}
+        groups = plan.groups[graph.name]
+        sizes = {b.index: buffer_bytes(b, counts, groups.get(b.index, 0)) for b in graph.buffers}
+        ranges = {i: (offsets[i], offsets[i] + size) for i, size in sizes.items()}
         for i, (low, high) in ranges.items():
             assert low % ALIGN == 0
             assert high <= plan.kv_offset
@@ -163,3 +167,7 @@ def test_a_residual_is_not_rounded() -> None:
     graph = ops.finish(ops.linear(h, ops.linear_weight("a"), residual=ops.linear(h, ops.linear_weight("b"))))
     assert rounded(graph, None, lambda name: {"a": 16, "b": 32}[name]) == {}
     assert list(rounded(graph, None, lambda name: 32).values()) == [32]
+    ops = Recorder("graph", {"n": (32,), "a": (32, 32)}, frozenset())
+    h = ops.rms_norm(ops.input("x", Rows("tokens"), 32, "f32"), ops.norm_weight("n"), 1e-5)
+    ops.linear(h, ops.linear_weight("a"))
+    assert rounded(ops.finish(h), None, lambda name: 32) == {}

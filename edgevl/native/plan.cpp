@@ -269,7 +269,7 @@ void Plan::linear(int graph, int x, int weight, bool gelu, int residual, int out
     Activations coded = in_groups(in.data, w.k, w.group);
     if (w.group > 0 && in.group == 0) {
         const int64_t row = coded_row_bytes(coded), rows = limits_.value[in.rows.symbol] * in.rows.factor;
-        need_thread_scratch(kGemvRows * row / 4, "linear");
+        need_thread_scratch(whole_tiles(kGemvRows) * row / 4, "linear");
         coded.data = shared_scratch(whole_tiles(rows) * row, "linear");
     }
     const float* plain = in.group == 0 ? as<float>(in) : nullptr;
