@@ -100,18 +100,15 @@ class Eyes(nn.Module):
         apart, right, written = self._writing[0].loss(rows, labels, self.nothing_head)
         loss = loss + apart
         counts += [right, written]
-        for map_, head, size in (
-            (labels.things, self.thing_head, len(THINGS)),
-            (labels.colours, self.colour_head, len(COLOUR_NAMES)),
+        things, colours = labels.things.reshape(-1).long(), labels.colours.reshape(-1).long()
+        # colours must not tell shapes by what training leaves out
+        never = self.never[:, colours].t() & self.never.any(dim=1)[things][:, None]
+        for wanted, head, left_out in (
+            (things, self.thing_head, never),
+            (colours, self.colour_head, torch.zeros_like(never[:, :1])),
         ):
-            wanted = map_.reshape(-1).long()
-            guess = _head(normed, head).reshape(-1, size).float()
-            choice = guess
-            if head is self.thing_head:  # colours must not tell shapes by what training leaves out
-                colours = labels.colours.reshape(-1).long()
-                never = self.never[:, colours].t() & self.never.any(dim=1)[wanted][:, None]
-                choice = guess.masked_fill(never, float("-inf"))
-            losses = functional.cross_entropy(choice, wanted, reduction="none")
+            guess = _head(normed, head).float()
+            losses = functional.cross_entropy(guess.masked_fill(left_out, float("-inf")), wanted, reduction="none")
             some = wanted > 0
             loss = loss + 0.5 * (_mean(losses, some) + _mean(losses, ~some))
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]

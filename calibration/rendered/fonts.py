@@ -17,9 +17,9 @@ from edgevl.errors import MissingExtraError
 
 _FACES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
-        "font_roboto": (*("Roboto-Regular", "Roboto-Medium", "Roboto-Bold"),),
-        "font_source_sans_pro": (*("SourceSansPro-Regular", "SourceSansPro-Semibold", "SourceSansPro-Bold"),),
-        "font_hanken_grotesk": (*("HankenGrotesk-Regular", "HankenGrotesk-Medium", "HankenGrotesk-Bold"),),
+        "font_roboto": ("Roboto-Regular", "Roboto-Medium", "Roboto-Bold"),
+        "font_source_sans_pro": ("SourceSansPro-Regular", "SourceSansPro-Semibold", "SourceSansPro-Bold"),
+        "font_hanken_grotesk": ("HankenGrotesk-Regular", "HankenGrotesk-Medium", "HankenGrotesk-Bold"),
         "font_caladea": ("Caladea-Regular", "Caladea-Bold"),
         "matplotlib": (
             *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold"),

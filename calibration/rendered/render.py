@@ -48,7 +48,7 @@ def rendered_picture(split: str, seed: int, kind: str | None = None) -> Rendered
     if kind == "frames":
         canvases, caption, asked = frames(random, split)
     else:
-        canvas, caption, asked = ({**_DRAWERS, **_UNASKED}[kind])(random, split)
+        canvas, caption, asked = (_DRAWERS | _UNASKED)[kind](random, split)
         canvases = [canvas]
     if random.random_sample() < 0.6:
         degrees = float(random.uniform(-3, 3))
