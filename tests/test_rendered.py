@@ -7,12 +7,11 @@ import importlib.util
 import numpy as np
 import pytest
 
-from calibration.rendered import KINDS, PAGE, SHAPES, SPLITS, measured_pictures, rendered_picture, score
+from calibration.rendered import KINDS, PAGE, SPLITS, measured_pictures, rendered_picture, score
 from calibration.rendered import fonts as fonts_module
 from calibration.rendered.drawing import Canvas, _combinations
 from calibration.rendered.fonts import font_files
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, THINGS
-from calibration.rendered.scenes import kept_apart
 from calibration.rendered.scoring import edits, plain
 from calibration.rendered.words import words
 from edgevl.errors import MissingExtraError, UsageError
@@ -44,21 +43,17 @@ def test_pages_are_full_of_text() -> None:
     assert min(written) > 60 and sum(written) > 6 * 120
 
 
-def test_shapes_show_no_pairing_that_is_kept_for_tests() -> None:
-    """Nor do scenes; gray and brown go with every shape."""
-    apart = kept_apart("train")
-    shown = np.zeros_like(apart)
-    for seed in range(120):
-        for kind in (SHAPES, "scene"):
-            made = rendered_picture("train", seed, kind)
-            things = (made.things > 0) & (made.colours > 0)  # after a slant the two maps may differ at edges
-            pairs, counts = np.unique(np.stack([made.things[things], made.colours[things]]), axis=1, return_counts=True)
-            shown[tuple(pairs[:, counts > 3])] = True
-    assert apart.sum() > 15 and not (shown & apart).any()
-    gray, brown = (COLOUR_NAMES.index(name) for name in ("gray", "brown"))
-    assert shown[1:9, gray].all() and shown[1:9, brown].all()
-    allowed = sum((~kept_apart(split)).astype(int) for split in ("train", "validation", "test"))
-    assert set(np.unique(allowed)) == {1, 3}  # one split has each pairing, and what is no pairing all have
+def test_which_ground_a_scene_stands_on_is_kept_for_tests() -> None:
+    """By the number of shapes; every shape comes in every colour in every split."""
+    shown: dict[str, set[tuple[str, int]]] = {}
+    for split in ("train", "validation", "test"):
+        asked = [{q.question: q.answer for q in rendered_picture(split, seed, "scene").questions} for seed in range(90)]
+        shown[split] = {
+            (one["What colour is the background?"], int(one["How many shapes are there?"])) for one in asked
+        }
+    assert not (shown["train"] & shown["test"] or shown["train"] & shown["validation"])
+    assert not shown["validation"] & shown["test"]
+    assert len(shown["test"]) == 5 and {count for _, count in shown["train"]} == {1, 2, 3}
 
 
 def test_a_seed_is_a_picture() -> None:

@@ -1,4 +1,6 @@
-"""The trainable tensors and the operations to train them with: bfloat16 around float32 weights, on a CPU or a GPU.
+"""The trainable tensors and the operations to train them with, around float32 weights, on a CPU or a GPU.
+
+Computes in bfloat16 where the processor has instructions for it, elsewhere in float32.
 
 The model itself is `edgevl.models`, as everywhere; here are its parameters, the heads that only training has, and the
 low-rank updates of the language model. Knows nothing of pictures, files or schedules.
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, PATCH, THINGS
-from calibration.rendered.scenes import kept_apart
 from edgevl.config import ModelConfig, TextConfig, VisionConfig
 from edgevl.demo import IMAGE_TOKENS, eye_shapes
 from edgevl.models.decoder import decoder
@@ -24,13 +25,12 @@ from edgevl.models.names import text_parts, vision_parts
 from edgevl.models.vision import image_embeddings
 from edgevl.ops import Linear, Norm, Step
 from quantize.part_tensors import CheckpointParts, JoinedTensors
-from quantize.torch_ops import NamedLinear, TorchOps, written_attention
+from quantize.torch_ops import NamedLinear, TorchOps, coarse_pays, written_attention
 from training.feed import SLOTS
 from training.writing import Labels, Window, Writing
 
 # what `Eyes.dense_loss` counts: characters off the patches, off the image tokens; things; colours
 MEASURED = ("characters", "written", "things", "colours")
-_SMALL = torch.bfloat16
 _CELLS = (PATCH // CELL[0]) * (PATCH // CELL[1])  # character cells in a patch
 _SPEEDS = 16  # of the waves that tell positions, along each axis
 _SHARP = 6.0  # how much a head prefers its offset to that beside it, at first
@@ -59,7 +59,6 @@ class Eyes(nn.Module):
         self.thing_head = nn.Linear(config.vision.hidden_size, len(THINGS))
         self.colour_head = nn.Linear(config.vision.hidden_size, len(COLOUR_NAMES))
         self.nothing_head = nn.Parameter(torch.zeros(SLOTS))
-        self.never = nn.Buffer(torch.from_numpy(kept_apart("train")), persistent=False)
         self._parts = JoinedTensors(vision_parts(config), _Named(self))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -75,7 +74,7 @@ class Eyes(nn.Module):
         return [p for name, p in own if p.dim() == 2 and name.startswith("vision") and not name.endswith("token")]
 
     def forward(self, pixels: Tensor, windows: Sequence[Window] | None = None) -> tuple[Tensor, Tensor]:
-        """Tiles (n, S, S, 3) uint8 -> image tokens (n·P/4, C) and the tower's patches (n·P, tower width), both bf16.
+        """Tiles (n, S, S, 3) uint8 -> image tokens (n·P/4, C) and the tower's patches (n·P, tower width).
 
         With `windows`, all of one size, `pixels` are those parts of tiles.
         """
@@ -101,14 +100,9 @@ class Eyes(nn.Module):
         loss = loss + apart
         counts += [right, written]
         things, colours = labels.things.reshape(-1).long(), labels.colours.reshape(-1).long()
-        # colours must not tell shapes by what training leaves out
-        never = self.never[:, colours].t() & self.never.any(dim=1)[things][:, None]
-        for wanted, head, left_out in (
-            (things, self.thing_head, never),
-            (colours, self.colour_head, torch.zeros_like(never[:, :1])),
-        ):
+        for wanted, head in ((things, self.thing_head), (colours, self.colour_head)):
             guess = _head(normed, head).float()
-            losses = functional.cross_entropy(guess.masked_fill(left_out, float("-inf")), wanted, reduction="none")
+            losses = functional.cross_entropy(guess, wanted, reduction="none")
             some = wanted > 0
             loss = loss + 0.5 * (_mean(losses, some) + _mean(losses, ~some))
             counts += [((guess.argmax(dim=1) == wanted) & some).sum(), some.sum()]
@@ -116,7 +110,7 @@ class Eyes(nn.Module):
 
 
 class Reader(nn.Module):
-    """The frozen language model in bf16 with trainable low-rank updates, under the model's own part names."""
+    """The frozen language model with trainable low-rank updates, under the model's own part names."""
 
     def __init__(self, config: ModelConfig, weights: CheckpointParts, rank: int, device: str) -> None:
         super().__init__()
@@ -127,7 +121,7 @@ class Reader(nn.Module):
         self.image_token_rows = nn.Parameter(rows)
         self._frozen: dict[str, Tensor] = {}
         for part in text_parts(config):
-            self._frozen[part.name] = weights(part.name)[0].to(_SMALL).to(device)
+            self._frozen[part.name] = weights(part.name)[0].to(working_dtype(device)).to(device)
         self._frozen["head"] = self._frozen["embed"]
         for part in text_parts(config):
             if part.name.rsplit(".", 1)[-1] in _ADAPTED:
@@ -142,7 +136,7 @@ class Reader(nn.Module):
         return {n.replace("/", "."): (self.get_parameter(f"{n}/a"), self.get_parameter(f"{n}/b")) for n in names}
 
     def forward(self, step: Step[Tensor], mask: Tensor, updated: bool = True) -> Tensor:
-        """Logits (L, V) bf16 of a regular batch; `mask` (B, 1, S, S) is added to the attention scores.
+        """Logits (L, V) of a regular batch; `mask` (B, 1, S, S) is added to the attention scores.
 
         The tied head knows the image tokens' rows too; unless `updated` it is the untouched model.
         """
@@ -156,8 +150,13 @@ class Reader(nn.Module):
         return decoder(ops, self.config.text, step)
 
 
+def working_dtype(device: str) -> torch.dtype:
+    """Of activations and frozen weights."""
+    return torch.bfloat16 if coarse_pays(device) else torch.float32
+
+
 class TrainingOps(TorchOps):
-    """`TorchOps` in bf16, with low-rank updates and with an attention mask in the place of plain causality."""
+    """`TorchOps` with low-rank updates and with an attention mask in the place of plain causality."""
 
     def __init__(
         self,
@@ -186,7 +185,7 @@ class TrainingOps(TorchOps):
         return torch.cat([front, tiles], dim=1).reshape(-1, x.shape[1])
 
     def patches(self, pixels: Tensor, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-        return super().patches(pixels, patch_size, mean, std).to(_SMALL)
+        return super().patches(pixels, patch_size, mean, std).to(working_dtype(pixels.device.type))
 
     def embed(self, tokens: Tensor, table: Tensor, images: Tensor | None) -> Tensor:
         tokens = tokens.reshape(-1).long()

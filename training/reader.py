@@ -28,7 +28,7 @@ from edgevl.prompt import Message, PromptBuilder
 from edgevl.tokenizer import Tokenizer
 from training.feed import Feed, Seen, held_out
 from training.journal import Journal
-from training.network import Eyes, Reader
+from training.network import Eyes, Reader, working_dtype
 from training.optimizers import Optimizers
 from training.plan import Plan, learning_rate
 from training.sequences import SequenceMaker, Sequences
@@ -134,11 +134,12 @@ def answer_logits(rows: Tensor, reader: Reader, batch: Sequences) -> Tensor:
         tokens=torch.from_numpy(batch.tokens.reshape(-1)).to(device),
         positions=torch.from_numpy(batch.positions.reshape(-1)).to(device),
         slots=torch.zeros(0),
-        images=torch.cat([rows, special.to(rows.dtype)]).to(torch.bfloat16),
+        images=torch.cat([rows, special.to(rows.dtype)]),
         logit_rows=torch.from_numpy(batch.rows).to(device),
     )
     hidden = torch.from_numpy(~batch.visible())[:, None].to(device)
-    mask = torch.zeros(hidden.shape, dtype=torch.bfloat16, device=device).masked_fill(hidden, float("-inf"))
+    mask = torch.zeros(hidden.shape, dtype=working_dtype(device.type), device=device)
+    mask = mask.masked_fill(hidden, float("-inf"))
     return reader(step, mask)  # type: ignore[no-any-return]
 
 
@@ -195,9 +196,8 @@ def _text_distance(reader: Reader, texts: NDArray[np.int64], random: RandomState
     tokens = torch.from_numpy(texts[int(random.randint(len(texts)))]).to(device)
     places = torch.arange(len(tokens), device=device)
     step = Step(tokens, places, places * 0, None, places)
-    mask = torch.full((len(tokens), len(tokens)), float("-inf"), dtype=torch.bfloat16, device=device).triu(1)[
-        None, None
-    ]
+    mask = torch.full((1, 1, len(tokens), len(tokens)), float("-inf"), dtype=working_dtype(device.type)).triu(1)
+    mask = mask.to(device)
     with torch.no_grad():
         before = functional.log_softmax(reader(step, mask, updated=False).float(), dim=1)
     after = functional.log_softmax(reader(step, mask).float(), dim=1)

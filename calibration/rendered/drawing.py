@@ -39,13 +39,8 @@ def layout(random: RandomState, split: str, *options: int) -> tuple[int, ...]:
 
     Every single value occurs in training; it is their combinations that are held out. Calibration uses training's.
     """
-    allowed = layouts(split, *options)
+    allowed = _combinations(options)["train" if split == "calibration" else split]
     return allowed[int(random.randint(len(allowed)))]
-
-
-def layouts(split: str, *options: int) -> tuple[tuple[int, ...], ...]:
-    """The combinations that `layout` chooses from."""
-    return _combinations(options)["train" if split == "calibration" else split]
 
 
 @lru_cache(maxsize=64)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import pairwise, product
+from itertools import pairwise
 
-import numpy as np
 from numpy.random import RandomState
-from numpy.typing import NDArray
 
 from calibration.rendered.documents import Drawn, some
-from calibration.rendered.drawing import Canvas, layout, layouts, shade
-from calibration.rendered.picture import COLOUR_NAMES, COLOURS, THINGS, Question
+from calibration.rendered.drawing import Canvas, layout, shade
+from calibration.rendered.picture import COLOURS, Question
 
 SHAPES = ("circle", "square", "triangle", "star", "hexagon", "cross", "diamond", "ring")
 _FILLS = tuple(c for c in COLOURS if c not in ("brown", "gray"))
 _BACKS = ("white", "black", "gray", "blue", "green", "yellow", "pink")
+_WAYS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
 _CORNERS = {"square": (4, 45.0), "triangle": (3, -90.0), "hexagon": (6, 0.0), "diamond": (4, 0.0)}
 
 
@@ -43,9 +41,11 @@ def a(name: str) -> str:
 
 
 def scene(random: RandomState, split: str) -> Drawn:
-    """One to three shapes on a plain ground."""
-    canvas, back = _ground(random, split)
-    things = _place(random, split, back, 1 + int(random.randint(3)), canvas)
+    """One to three shapes on a plain ground; how many there are on which ground is the split's."""
+    ground, more = layout(random, split, len(_BACKS), 3)
+    back = _BACKS[ground]
+    canvas = _ground(random, split, back)
+    things = _place(random, back, 1 + more, canvas)
     for thing in things:
         _draw(canvas, thing)
     colours, shapes = [t.colour for t in things], [t.shape for t in things]
@@ -56,8 +56,7 @@ def scene(random: RandomState, split: str) -> Drawn:
         asked.append(Question("other", f"What colour is the {shapes[i]}?", colours[i].capitalize()))
     if colours.count(colours[i]) == 1:
         asked.append(Question("other", f"What shape is {colours[i]}?", f"The {shapes[i]}."))
-    shape, colour = layout(random, split, len(SHAPES), len(_FILLS))
-    wanted = Thing(SHAPES[shape], _FILLS[colour], 0, 0, 0)
+    wanted = Thing(some(random, *SHAPES), some(random, *_FILLS), 0, 0, 0)
     if random.random_sample() < 0.5:
         wanted = things[i]
     there = any(t.name == wanted.name for t in things)
@@ -72,46 +71,21 @@ def scene(random: RandomState, split: str) -> Drawn:
 
 
 def shapes(random: RandomState, split: str) -> Drawn:
-    """Two to five shapes, most of them gray or brown: colours that go with every shape alike, so that a shape is
-    learned by its outline. No split is tested on them and they have no questions.
-    """
-    canvas, back = _ground(random, split)
-    plain = tuple(colour for colour in ("gray", "brown") if colour != back)
-    things: list[Thing] = []
-    wanted = 2 + int(random.randint(4))
-    for _ in range(40):
-        shape, colour = layout(random, split, len(SHAPES), len(_FILLS))
-        named = (SHAPES[shape], _FILLS[colour])
-        if random.random_sample() < 0.7:
-            named = (some(random, *SHAPES), some(random, *plain))
-        radius = float(random.uniform(20, 50))
-        x = float(random.uniform(radius + 2, canvas.width - radius - 2))
-        y = float(random.uniform(radius + 2, canvas.height - radius - 2))
-        apart = all(math.hypot(t.x - x, t.y - y) > t.radius + radius + 4 for t in things)
-        if apart and named[1] != back and len(things) < wanted:
-            things.append(Thing(*named, x, y, radius))
-    for thing in things:
+    """Two to five shapes, for learning them; no split is tested on them and they have no questions."""
+    back = some(random, *_BACKS)
+    canvas = _ground(random, split, back)
+    for thing in _scatter(random, back, 2 + int(random.randint(4)), canvas, (20, 50), 4):
         _draw(canvas, thing)
     return canvas, "Shapes.", []
 
 
-@lru_cache(maxsize=4)
-def kept_apart(split: str) -> NDArray[np.bool_]:
-    """(things, colours): which pairings of shape and colour a split's scenes never show, in THINGS and COLOUR_NAMES."""
-    apart = np.zeros((len(THINGS), len(COLOUR_NAMES)), np.bool_)
-    shown = layouts(split, len(SHAPES), len(_FILLS))
-    for (i, shape), (j, colour) in product(enumerate(SHAPES), enumerate(_FILLS)):
-        apart[THINGS.index(shape), COLOUR_NAMES.index(colour)] = (i, j) not in shown
-    return apart
-
-
 def frames(random: RandomState, split: str, count: int = 2) -> tuple[list[Canvas], str, list[Question]]:
-    """The same shape in a few frames, moving one way or standing still."""
+    """The same shape in a few frames, moving one way or standing still; which way on which ground is the split's."""
     state = random.randint(1 << 31)
-    first, back = _ground(RandomState(state), split)
-    (thing,) = _place(random, split, back, 1, first)
-    way = some(random, "to the left", "to the right", "up", "down", "nowhere")
-    dx, dy = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}[way]
+    ground, turn = layout(random, split, len(_BACKS), len(_WAYS))
+    back, (way, (dx, dy)) = _BACKS[ground], list(_WAYS.items())[turn]
+    first = _ground(RandomState(state), split, back)
+    (thing,) = _place(random, back, 1, first)
     step = random.uniform(34, 60)
     width, height = first.width, first.height
     margin = thing.radius + 4
@@ -119,7 +93,7 @@ def frames(random: RandomState, split: str, count: int = 2) -> tuple[list[Canvas
     y = _start(random, dy, step * (count - 1), margin, height)
     made = []
     for i in range(count):
-        canvas, _ = _ground(RandomState(state), split)
+        canvas = _ground(RandomState(state), split, back)
         _draw(canvas, replace(thing, x=x + dx * step * i, y=y + dy * step * i))
         made.append(canvas)
     does = "stands still" if way == "nowhere" else f"moves {way}"
@@ -140,26 +114,31 @@ def _start(random: RandomState, direction: int, travel: float, margin: float, ro
     return float(random.uniform(low, high))
 
 
-def _ground(random: RandomState, split: str) -> tuple[Canvas, str]:
-    back = some(random, *_BACKS)
+def _ground(random: RandomState, split: str, back: str) -> Canvas:
     size = (int(random.randint(240, 273)), int(random.randint(240, 273)))
-    return Canvas(random, split, size, shade(random, back, 10), back), back
+    return Canvas(random, split, size, shade(random, back, 10), back)
 
 
-def _place(random: RandomState, split: str, back: str, count: int, canvas: Canvas) -> list[Thing]:
-    """Shapes that do not touch; which shape goes with which colour is the split's."""
+def _place(random: RandomState, back: str, count: int, canvas: Canvas) -> list[Thing]:
+    """Different shapes of which people would agree how they stand to each other."""
+    while True:
+        things = _scatter(random, back, count, canvas, (24, 46), 6)
+        if len(things) == count and len({t.name for t in things}) == count and _clear(things):
+            return things
+
+
+def _scatter(
+    random: RandomState, back: str, count: int, canvas: Canvas, sizes: tuple[int, int], gap: int
+) -> list[Thing]:
+    """Shapes that do not touch, of any colour but the ground's; fewer where there is no room."""
+    fills = [colour for colour in _FILLS if colour != back]
     things: list[Thing] = []
-    while len(things) < count:
-        shape, colour = layout(random, split, len(SHAPES), len(_FILLS))
-        radius = float(random.uniform(24, 46))
+    for _ in range(40):
+        radius = float(random.uniform(*sizes))
         x = float(random.uniform(radius + 4, canvas.width - radius - 4))
         y = float(random.uniform(radius + 4, canvas.height - radius - 4))
-        new = Thing(SHAPES[shape], _FILLS[colour], x, y, radius)
-        apart = all(math.hypot(t.x - x, t.y - y) > t.radius + radius + 6 for t in things)
-        if apart and new.colour != back and all(t.name != new.name for t in things):
-            things.append(new)
-        if len(things) == count and not _clear(things):
-            things.clear()
+        if len(things) < count and all(math.hypot(t.x - x, t.y - y) > t.radius + radius + gap for t in things):
+            things.append(Thing(some(random, *SHAPES), some(random, *fills), x, y, radius))
     return things
 
 
