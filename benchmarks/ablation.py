@@ -47,8 +47,9 @@ PARTS = {
     "head f16, vision f16": {},
     "head int8": {"head": "int8"},
     "head int4": {"head": "int4"},
+    "embedding int8": {"embed": "int8"},
     "vision int8": {"vision": "int8"},
-    "head int8, vision int8": {"head": "int8", "vision": "int8"},
+    "head, embedding and vision int8": {"head": "int8", "embed": "int8", "vision": "int8"},
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -118,9 +119,10 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _one(name: str, scheme: str, original: Checkpoint, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Quantize into `out`, anew; seconds, memory, versions."""
-    if out.exists():
-        subprocess.run(["rm", "-rf", str(out)], check=True)
+    """Quantize into `out`, anew, or with --resume where an interrupted run of ours stopped; seconds, memory, versions."""
+    shutil.rmtree(out, ignore_errors=True)
+    if not options.resume:
+        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
     out.parent.mkdir(exist_ok=True)
     began = time.monotonic()
     if name == ROUND:
@@ -136,6 +138,7 @@ def _one(name: str, scheme: str, original: Checkpoint, out: Path, options: argpa
             options.length,
             seed=options.seed,
             measure=False,
+            resume=options.resume,
         )
         report = quantize(str(original.path), out, settings)
         return {"seconds": report["seconds"], "versions": {"edgevl": report["edgevl"]}}
