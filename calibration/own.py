@@ -4,7 +4,8 @@
     JSONL    {"text": "…"}, {"messages": [{"role": "user", "content": "…"}, …]}, either with "image": "path" too;
              paths are relative to the file, and "text" beside an image is its caption
 
-Everything that can be wrong is found when the data is read, before any work. Knows nothing of tokens.
+What is wrong with words is found when the data is read, before any work; a picture that cannot be read when its sample
+is made, before any block. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _folder(folder: Path) -> tuple[list[Document], list[Shown]]:
     for path in pictures:
         if not path.with_suffix(".txt").is_file():
             raise UsageError(f"{path} has no {path.with_suffix('.txt').name} beside it; write a caption there")
-        shown.append(_shown(path, _read(path.with_suffix(".txt")), ()))
+        words = _read(path.with_suffix(".txt"))
+        _not_held_out(words, str(path.with_suffix(".txt")))
+        shown.append(_shown(path, words, (), str(path.with_suffix(".txt"))))
     documents = []
     for path in texts:
         text = _read(path)
@@ -89,10 +92,9 @@ def _lines(file: Path) -> tuple[list[Document], list[Shown]]:
             path = file.parent / image
             if not path.is_file():
                 raise UsageError(f"{where} names the picture {path}, which does not exist; correct the path")
-            shown.append(_shown(path, text, turns))
-        elif turns and turns[-1].role != "assistant":
-            raise UsageError(f"{where} ends with the {turns[-1].role}; end each conversation with the assistant")
+            shown.append(_shown(path, text, turns, where))
         else:
+            _complete(turns, where)
             documents.append(Document(text=text, turns=turns))
     if not documents and not shown:
         raise UsageError(f"{file} holds no lines; each is an object with text or messages")
@@ -129,12 +131,22 @@ def _turns(messages: Any, where: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _shown(path: Path, words: str, turns: tuple[Turn, ...]) -> Shown:
+def _shown(path: Path, words: str, turns: tuple[Turn, ...], where: str) -> Shown:
     turns = turns or parse_turns(words)
-    complete = len(turns) >= 2 and turns[-1].role == "assistant" and any(t.role == "user" for t in turns)
-    if not complete:
+    if turns:
+        _complete(turns, where)
+    elif words.strip():
         turns = (Turn("user", _CAPTION), Turn("assistant", words.strip()))
+    else:
+        raise UsageError(f"{where} is empty; write what the picture shows there")
     return Shown(lambda: load_image(path), turns)
+
+
+def _complete(turns: tuple[Turn, ...], where: str) -> None:
+    if turns and turns[-1].role != "assistant":
+        raise UsageError(f"{where} ends with the {turns[-1].role}; end each conversation with the assistant")
+    if turns and not any(turn.role == "user" for turn in turns):
+        raise UsageError(f"{where} has no user's turn; a conversation is a user's and an assistant's turns")
 
 
 def _not_held_out(text: str, where: str) -> None:

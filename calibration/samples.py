@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from calibration.manifests import SETS, manifest
 from calibration.own import Shown, read_own
 from calibration.rendered import rendered_picture
-from calibration.texts import Document, Turn, documents
+from calibration.texts import FIRST_READ, Document, Turn, documents
 from edgevl.config import ModelConfig
 from edgevl.errors import CapacityError, UsageError
 from edgevl.image import Picture, cut_tiles, load_image
@@ -87,7 +87,12 @@ def load(
 
 def describe(source: str | Path, samples: list[Sample], seed: int) -> dict[str, Any]:
     """What was used, for a report: the set and its sources, counts, and a digest of all tokens and pixels."""
-    known = manifest(str(source)) if str(source) in SETS else {"name": Path(source).name, "what": "the user's own"}
+    if str(source) in SETS:
+        known = manifest(str(source))
+    else:
+        filled = all(sample.tiles is not None for sample in samples)
+        what = "the user's own pictures, filled up with built-in texts" if filled else "the user's own"
+        known = {"name": Path(source).name, "what": what}
     return {
         **known,
         "seed": seed,
@@ -205,7 +210,7 @@ class _Writer:
 
 def _rendered(seed: int) -> Iterator[Shown]:
     """Rendered pictures, with two of their questions each."""
-    for number in count(10_000 * seed):
+    for number in count(10_000 * seed % FIRST_READ):
         made = rendered_picture("calibration", number)
         asked = [made.questions[int(i)] for i in RandomState(number).permutation(len(made.questions))[:2]]
         turns = [turn for q in asked for turn in (Turn("user", q.question), Turn("assistant", q.answer))]

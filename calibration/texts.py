@@ -27,7 +27,7 @@ _LIBRARY: tuple[str, ...] = (
 )
 # kinds of rendered pictures whose text alone answers the questions about them
 _READABLE = ("receipt", "form", "table", "sign", "lines")
-_FIRST = 2_000_000  # rendered pictures of this number and above are read aloud; those below are shown
+FIRST_READ = 2_000_000  # rendered pictures of this number and above are read aloud; those below are shown
 _TELLING = 60  # characters; shorter lines may be in any two texts
 _ROLE = re.compile(r"^(system|user|assistant): ", re.MULTILINE)
 
@@ -56,7 +56,7 @@ def documents(seed: int) -> Iterator[Document]:
     random = RandomState(seed)
     files = [_shuffled(read_documents(_DATA / name), random) for name in ("chat.txt", "prose.txt", "code.txt")]
     library = _shuffled(list(_library()), random)
-    numbers = count(_FIRST + 10_000 * seed)
+    numbers = count(FIRST_READ + 10_000 * seed % FIRST_READ)
     for row in zip_longest(*files):
         yield from (document for document in row if document is not None)
         yield _read_aloud(next(numbers))

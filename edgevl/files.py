@@ -97,6 +97,15 @@ def sweep(target: str | Path) -> None:
         _sweep_all(final)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; `UsageError` where that cannot be, `EdgevlError` when the disk is full."""
+    with _plain_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{folder} cannot be made: a file stands where a folder must be") from error
+
+
 def remove_folder(folder: Path, target: Path) -> None:
     """Remove a folder that belongs to `target`, at once for all who look; a killed removal is swept later."""
     gone = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".staging", dir=folder.parent))

@@ -48,7 +48,7 @@ from quantize.report_page import check_plots
 from quantize.rounding import Scheme
 from quantize.self_text import write_text
 from quantize.settings import QuantizeSettings, choose_group_size
-from quantize.torch_ops import coarse_pays
+from quantize.torch_ops import check_device, coarse_pays
 from quantize.watch import Watch
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -81,6 +81,10 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
     tables = [block_table(checkpoint.config, layer) for layer in range(checkpoint.config.text.layers)]
     ids = _held_out(checkpoint) if settings.measure else []
     with Watch() as watch, torch.inference_mode(), partial.held():
+        done = partial.done(settings.resume)
+        if done == 0:
+            with watch.stage("check"):
+                check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
         with watch.stage("calibration"):
             samples = _samples(checkpoint, settings, partial, progress)
         used = calibration.describe(settings.calibration, samples, settings.seed)
@@ -92,10 +96,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
             "bf16 products": coarse_pays(settings.device),
             "edgevl": __version__,
         }
-        done = partial.start(identity, settings.resume)
-        if done == 0:
-            with watch.stage("check"):
-                check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
+        partial.start(identity)
         shape = (settings.paths, settings.samples, settings.length, checkpoint.config.text.hidden_size)
         run = _Run(Activations(shape, settings.max_activations, partial.folder), None)
         with watch.stage("calibration"):
@@ -166,6 +167,8 @@ def _finished(checkpoint: Checkpoint, out: Path, partial: Partial, settings: Qua
     if not (out / REPORT).is_file():
         return None
     report = read_report(out)
+    if not isinstance(report.get("source"), dict):
+        return None  # of a checkpoint that another tool made, and `edgevl measure` reported on
     same = report["source"]["digest"] == checkpoint.digest and report["edgevl"] == __version__
     asked = settings.that_matter().items()
     if not same or any(value not in (None, report["settings"].get(name)) for name, value in asked):
@@ -187,8 +190,7 @@ def settle(checkpoint: Checkpoint, out: Path, settings: QuantizeSettings) -> Qua
     group_size = choose_group_size(checkpoint.config, settings.group_size)
     default = "mixed" if checkpoint.config.vision is not None else "text"
     settings = replace(settings, group_size=group_size, calibration=settings.calibration or default)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda needs a GPU that torch can use, and it sees none; use --device cpu")
+    check_device(settings.device)
     if settings.length > checkpoint.config.text.max_positions:
         raise UsageError(
             f"sequences of {settings.length} tokens are longer than the model's {checkpoint.config.text.max_positions}"

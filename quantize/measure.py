@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from calibration import Sample, overlap
 from edgevl.checkpoint import Checkpoint
-from edgevl.errors import UsageError
+from edgevl.errors import CheckpointError, UsageError
 from edgevl.models.decoder import decoder_block
 from edgevl.tokenizer import Tokenizer
 from quantize.embed import embed_samples
@@ -162,6 +162,9 @@ def compare_states(
         now[2] = (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).cpu()
         now[3] = (logs[0].argmax(dim=1) == logs[1].argmax(dim=1)).cpu()
     progress("logits", len(targets), len(targets))
+    for checkpoint, lost in ((original, found[0]), (quantized, found[:3].sum(dim=0))):
+        if not torch.isfinite(lost).all():
+            raise CheckpointError(f"{checkpoint.path} gives infinite or undefined logits on this text; fetch it again")
     first, second, kl, same = found.mean(dim=1).tolist()
     ratio = math.exp(second - first)
     step = _standard_error(found[1] - found[0])

@@ -59,10 +59,15 @@ def write_output(
 
 
 def quantized_config(checkpoint: Checkpoint, group_size: int) -> dict[str, Any]:
-    """The original config.json with AutoAWQ's quantization_config."""
+    """The original config.json with AutoAWQ's quantization_config, and float16 instead of bfloat16.
+
+    Scales are float16, and AutoAWQ's kernels, those of vLLM among them, compute in nothing else; what stays in the file
+    as bfloat16 is converted when it is loaded.
+    """
     regions = ("vision", "projector", "head", "embed") if checkpoint.config.vision else ("head", "embed")
+    config = {k: _float16(v) if isinstance(v, dict) else v for k, v in _float16(checkpoint.config_json).items()}
     return {
-        **checkpoint.config_json,
+        **config,
         "quantization_config": {
             "quant_method": "awq",
             "bits": 4,
@@ -72,6 +77,10 @@ def quantized_config(checkpoint: Checkpoint, group_size: int) -> dict[str, Any]:
             "modules_to_not_convert": [KEPT[region][0] for region in regions],
         },
     }
+
+
+def _float16(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: "float16" if k in ("torch_dtype", "dtype") and v == "bfloat16" else v for k, v in config.items()}
 
 
 _Source = tuple[str, SafetensorsFile | None]  # canonical name, and the block's file unless it is the original's
@@ -123,7 +132,7 @@ def _tensors(
     for spec in specs:
         name, block = sources[spec.name]
         yield spec.name, block.raw(name) if block is not None else checkpoint.raw(name)[1]
-        checkpoint.release()
+        (checkpoint if block is None else block).release()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from edgevl.awq_format import FIELDS, pack
 from edgevl.errors import UsageError
-from edgevl.files import atomic_file, held_folder, remove_folder
+from edgevl.files import atomic_file, held_folder, make_folder, remove_folder
 from edgevl.safetensors_file import SafetensorsFile, TensorSpec, widest_first, write_safetensors
 from edgevl.weights import Int4Weight
 
@@ -40,17 +40,14 @@ class Partial:
 
     def __init__(self, out: Path) -> None:
         self._out = out.absolute()
-        self.folder = self._out.with_name(f"{out.name}.partial")
+        self.folder = self._out.parent / f"{self._out.name}.partial"
 
-    def start(self, settings: Mapping[str, Any], resume: bool) -> int:
-        """Begin or go on; returns how many blocks are finished.
+    def done(self, resume: bool) -> int:
+        """How many blocks are finished, and all there.
 
-        Raises `UsageError` when there is an unfinished run and `resume` is not set, or its settings were others.
+        Raises `UsageError` when there is an unfinished run and `resume` is not set, or something of it is damaged.
         """
-        if not (self.folder / _JOB).is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(self.folder / _JOB) as stream:
-                stream.write(json.dumps(settings, indent=2).encode())
+        if not self.exists():
             return 0
         done = self.finished()
         if not resume:
@@ -58,6 +55,21 @@ class Partial:
                 f"{self.folder} holds an unfinished run with {done} blocks done; "
                 "add --resume to go on with it, or delete that folder to begin again"
             )
+        try:
+            json.loads((self.folder / _JOB).read_text())
+            for layer in range(done):
+                self.block_report(layer)
+        except (OSError, ValueError, KeyError, UsageError) as problem:
+            raise UsageError(
+                f"the unfinished run in {self.folder} is damaged ({problem}); delete that folder to begin again"
+            ) from problem
+        return done
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Begin, or go on with what was begun; `UsageError` when its settings were others."""
+        if not self.exists():
+            with atomic_file(self.folder / _JOB) as stream:
+                stream.write(json.dumps(settings, indent=2).encode())
         before = json.loads((self.folder / _JOB).read_text())
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
@@ -65,7 +77,6 @@ class Partial:
                     f"the unfinished run in {self.folder} had {name} = {before.get(name)}, now it is "
                     f"{settings.get(name)}; use the same settings, or delete that folder to begin again"
                 )
-        return done
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -73,7 +84,7 @@ class Partial:
 
         What was refused before anything was kept leaves no folder behind.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with held_folder(self.folder):
             try:
                 yield

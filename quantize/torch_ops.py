@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgevl.config import TextConfig
+from edgevl.errors import UsageError
 from edgevl.ops import Linear, Norm, Step
 from edgevl.rope import inverse_frequencies
 
@@ -43,6 +44,12 @@ def batch_step(tokens: Tensor, images: Tensor | None = None) -> Step[Tensor]:
         images=images,
         logit_rows=torch.arange(batch * length, device=device),
     )
+
+
+def check_device(device: str) -> None:
+    """Raise `UsageError` for a GPU that torch does not see."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs a GPU that torch can use, and it sees none; use --device cpu")
 
 
 def coarse_pays(device: str) -> bool:

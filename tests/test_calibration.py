@@ -60,6 +60,10 @@ def test_the_seed_decides(eyes: Checkpoint) -> None:
     assert [s.token_ids for s in first] != [s.token_ids for s in other]
 
 
+def test_any_seed_will_do(eyes: Checkpoint) -> None:
+    assert load(eyes, "mixed", 2, seed=(1 << 31) - 1)[0].token_ids != load(eyes, "mixed", 2, seed=500_000)[0].token_ids
+
+
 def test_an_answer_ends_with_the_end_of_its_turn(eyes: Checkpoint) -> None:
     ids = load(eyes, "image-text", 1)[0].token_ids
     assert sum(token in eyes.config.tokens.stop for token in ids) >= 2  # the user's and the assistant's
@@ -74,7 +78,19 @@ def test_own_directory(eyes: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "red.txt").unlink()
     with pytest.raises(UsageError, match=r"red\.png has no red\.txt beside it"):
         load(eyes, tmp_path, 2)
+    held_out = calibration.held_out_text()[2000:4000]
+    for words, says in (
+        (" ", r"red\.txt is empty; write what the picture shows"),
+        ("user: What is it?", r"red\.txt ends with the user"),
+        (held_out, r"red\.txt holds text that edgevl measure scores"),
+    ):
+        (tmp_path / "red.txt").write_text(words)
+        with pytest.raises(UsageError, match=says):
+            load(eyes, tmp_path, 2)
+    (tmp_path / "a.txt").unlink()
     (tmp_path / "red.txt").write_text("A red rectangle.")
+    alone = load(eyes, tmp_path, 2)
+    assert "filled up with built-in texts" in describe(tmp_path, alone, 0)["what"]
     (tmp_path / "red.png").write_bytes(b"not a picture")
     with pytest.raises(ImageError, match=r"red\.png is damaged, or not a picture"):
         load(eyes, tmp_path, 2)
@@ -100,6 +116,10 @@ def test_own_lines(eyes: Checkpoint, tmp_path: Path) -> None:
         ("{", "line 3 is not JSON"),
         ("[1]", "line 3 must be an object with either text or messages"),
         ('{"text": "a", "messages": []}', "line 3 must be an object with either"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "image": "mine.jsonl"}',
+            "line 3 ends with the user",
+        ),
         ('{"text": 5}', "line 3: text must be a string that is not empty"),
         ('{"messages": [{"role": "user", "content": "hello"}]}', "line 3: messages must be a list with at least"),
         ('{"messages": [{"role": "bot", "content": "hello"}]}', "line 3: each message needs a role"),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from checkpoints import tiny_llama, tiny_vl
 from edgevl.cli import main
@@ -57,6 +58,9 @@ def test_text_and_pictures(capfd: pytest.CaptureFixture[str], root: Path) -> Non
 def test_wrong_input(capfd: pytest.CaptureFixture[str], root: Path) -> None:
     code, _, err = run(capfd, root / "blind", root / "blind", "--images", 11)
     assert code == 2 and "without eyes" in err
+    if not torch.cuda.is_available():
+        code, _, err = run(capfd, root / "a", root / "b", "--device", "cuda")
+        assert code == 2 and "needs a GPU" in err
     code, _, err = run(capfd, root / "a", root / "b", "--answers", root / "x")
     assert code == 2 and "add --images" in err
     code, _, err = run(capfd, root / "a", root / "b", "--images", 11, "--answers", root / "no" / "x")

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from checkpoints import Sizes, Tensors, text_tensors, tiny_llama, tiny_vl
-from edgevl.checkpoint import open_checkpoint, part_weight
+from edgevl.awq_format import FIELDS, unpack
+from edgevl.checkpoint import Checkpoint, open_checkpoint, part_weight
 from edgevl.config import ModelConfig
 from edgevl.errors import EdgevlError, UsageError
 from edgevl.models.names import text_parts
@@ -186,6 +187,8 @@ def test_the_output_is_an_awq_checkpoint_of_the_same_model(tmp_path: Path, dtype
     assert after.config == before.config
     found = AutoConfig.from_pretrained(tmp_path / "out").quantization_config
     assert (found["quant_method"], found["bits"], found["group_size"], found["version"]) == ("awq", 4, 32, "gemm")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"]
+    assert stored == ("float32" if dtype == "f32" else "float16"), "scales are float16, and so AWQ's kernels compute"
     assert found["zero_point"] is True and found["modules_to_not_convert"] == ["lm_head", "embed_tokens"]
     for part in text_parts(before.config):
         weight, _ = part_weight(after, part)
@@ -228,7 +231,7 @@ def stop_at(count: int) -> Callable[[str, int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("calls", [3, 36, 43, 52, 61])  # checking, three blocks, measuring
+@pytest.mark.parametrize("calls", [34, 36, 43, 52, 61])  # calibrating, three blocks, measuring
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, calls: int) -> None:
     model = str(tiny_llama(tmp_path / "m", layers=3))
     settings = QuantizeSettings(**FEW)
@@ -279,6 +282,15 @@ def test_what_cannot_work_is_refused_before_work(tmp_path: Path) -> None:
     assert choose_group_size(open_checkpoint(model).config, None) == 32
 
 
+def test_outputs_without_a_place(tmp_path: Path) -> None:
+    model = str(tiny_llama(tmp_path / "m"))
+    with pytest.raises(UsageError, match="write elsewhere"):
+        quantize(model, Path("/"), QuantizeSettings(**FEW))
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="a file stands where a folder must be"):
+        quantize(model, tmp_path / "file" / "out", QuantizeSettings(**FEW))
+
+
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +310,17 @@ def test_measure_is_zero_for_the_same_and_small_for_a_good_copy(tmp_path: Path) 
         compare(original, open_checkpoint(tiny_llama(tmp_path / "n", hidden=96, heads=3, kv_heads=3)), text)
 
 
-def test_perplexity_equals_that_of_transformers(tmp_path: Path) -> None:
+def plain(made: Checkpoint, name: str) -> np.ndarray[Any, Any]:
+    """A tensor of the original, f32, as the quantized checkpoint has it."""
+    module = name.removesuffix(".weight")
+    if f"{module}.qweight" not in made.names():
+        return made.array(name)
+    assert made.quantization is not None
+    tensors = {field: made.array(f"{module}.{field}") for field in FIELDS}
+    return dequantize(unpack(tensors, module, made.quantization.group_size))
+
+
+def test_measures_equal_those_of_transformers(tmp_path: Path) -> None:
     from transformers import LlamaForCausalLM
 
     from quantize.measure import text_tokens
@@ -313,6 +335,16 @@ def test_perplexity_equals_that_of_transformers(tmp_path: Path) -> None:
         logits = judge(ids).logits[:, :-1, : checkpoint.config.tokens.size]
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[2]), ids[:, 1:].reshape(-1))
     assert compare(checkpoint, checkpoint, text).perplexity_original == pytest.approx(float(loss.exp()), rel=1e-4)
+
+    quantize(str(model), tmp_path / "q", QuantizeSettings(calibration="text", samples=2, length=64, measure=False))
+    made = open_checkpoint(tmp_path / "q")
+    judge.load_state_dict({name: torch.tensor(plain(made, name)) for name in checkpoint.names()})
+    with torch.no_grad():
+        found = judge(ids).logits[:, :-1, : checkpoint.config.tokens.size].log_softmax(2)
+    before = logits.log_softmax(2)
+    same = compare(checkpoint, made, text)
+    assert same.kl == pytest.approx(float((before.exp() * (before - found)).sum(2).mean()), rel=1e-3)
+    assert same.top1 == pytest.approx(float((before.argmax(2) == found.argmax(2)).float().mean()), abs=1e-6)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,40 @@ def test_bad_weights_are_named_before_work(
     with pytest.raises(CheckpointError, match=rf"{name} holds infinite or undefined values".replace(".", r"\.")):
         quantize(str(model), tmp_path / "out", FEW)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_weight_is_named_before_the_model_writes_its_own_text(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "m")
+    poke(model, "model.layers.1.mlp.up_proj.weight", np.nan)
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight holds infinite or undefined values"):
+        quantize(str(model), tmp_path / "out", replace(FEW, calibration="self"))
+    assert [p.name for p in tmp_path.iterdir()] == ["m"], "an unfinished run is left where nothing was done"
+
+
+def test_an_unfinished_run_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any text is written for it, and whether its files are all there."""
+    model, settings = str(tiny_llama(tmp_path / "m")), replace(FEW, calibration="self")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("block 2 of"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, tmp_path / "out", settings, stop)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out.partial").iterdir()}
+    assert {"job.json", "self.safetensors", "block-00000.safetensors"} <= set(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_text", no_block)
+        with pytest.raises(UsageError, match="unfinished run with 1 blocks done; add --resume"):
+            quantize(model, tmp_path / "out", replace(settings, seed=1))
+    for name, content in (("block-00000.safetensors", before["block-00000.safetensors"][:-9]), ("job.json", b"")):
+        (tmp_path / "out.partial" / name).write_bytes(content)
+        with pytest.raises(UsageError, match=r"is damaged .*; delete that folder to begin again"):
+            quantize(model, tmp_path / "out", replace(settings, resume=True))
+        (tmp_path / "out.partial" / name).write_bytes(before[name])
+    (tmp_path / "out.partial" / "block-00000.safetensors").unlink()
+    with pytest.raises(UsageError, match="is damaged"):
+        quantize(model, tmp_path / "out", replace(settings, resume=True))
 
 
 def test_a_weight_beyond_f16_is_named_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

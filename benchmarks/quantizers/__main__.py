@@ -119,7 +119,7 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _one(name: str, scheme: str, original: Checkpoint, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Quantize into `out`, anew, or with --resume where an interrupted run of ours stopped; seconds, memory, versions."""
+    """Quantize into `out`; with --resume, where an interrupted run of ours stopped. Seconds, memory, versions."""
     shutil.rmtree(out, ignore_errors=True)
     if not options.resume:
         shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)

@@ -58,6 +58,7 @@ def command(
         from quantize.measure import calibrated_on, compare
         from quantize.report import add_measurement
         from quantize.report_page import check_plots
+        from quantize.torch_ops import check_device
     except ModuleNotFoundError as error:
         if error.name == "torch":
             raise MissingExtraError("edgevl measure", "torch", "'edgevl[quantize]'") from error
@@ -65,6 +66,7 @@ def command(
     from calibration import held_out_text
     from edgevl.checkpoint import open_checkpoint
 
+    check_device(device)
     if answers is not None and not images:
         raise UsageError("--answers writes what is said about pictures; add --images with their number")
     try:
