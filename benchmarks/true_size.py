@@ -91,7 +91,7 @@ def _quantize(settings: dict[str, Any], model: str, out: str) -> dict[str, Any]:
 
 
 def _result(options: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
-    """What was measured. The other stages do not grow with the blocks but for checking and writing, which are short."""
+    """What was measured. The prediction is a lower bound: comparing and writing at the end grow with the blocks."""
     each = statistics.median(block["seconds"] for block in report["blocks"])
     stages = report["stages"]
     others = stages["calibration"] + stages["measure"] + stages["check"] * _LAYERS / options.layers

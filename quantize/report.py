@@ -140,7 +140,8 @@ def add_measurement(folder: Path, measured: dict[str, Any]) -> None:
         read_report(folder) if (folder / REPORT).is_file() else {"edgevl": __version__, "blocks": [], "worst": []}
     )
     pictures = [Picture(p["layer"], p["group"], p["linear"], _unpacked(p)) for p in report.pop("pictures", [])]
-    write_report(folder, {**report, "quality": measured}, pictures)
+    kept = {k: v for k, v in (report.get("quality") or {}).items() if k == "kl_on_calibration"}
+    write_report(folder, {**report, "quality": {**kept, **measured}}, pictures)
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_text_and_pictures(capfd: pytest.CaptureFixture[str], root: Path) -> Non
 
     code, out, _ = run(capfd, root / "a", root / "a", "--text", root / "text.txt")
     assert code == 0
-    assert "100.0 % the same" in out
+    assert "top-1       100.0 ± 0.0 % the same" in out
 
 
 def test_wrong_input(capfd: pytest.CaptureFixture[str], root: Path) -> None:

@@ -101,12 +101,18 @@ def command(
         print_json(found)
         return
     click.echo(f"tokens      {result.tokens}")
-    click.echo(f"perplexity  {result.perplexity_original:.3f} -> {result.perplexity_quantized:.3f}")
-    click.echo(f"KL          {result.kl:.4f} nats a token")
-    click.echo(f"top-1       {100 * result.top1:.1f} % the same")
+    ratio = _error(result.ratio_error, result.perplexity_original)
+    click.echo(f"perplexity  {result.perplexity_original:.3f} -> {result.perplexity_quantized:.3f}{ratio}")
+    click.echo(f"KL          {result.kl:.4f}{_error(result.kl_error, 1, 4)} nats a token")
+    click.echo(f"top-1       {100 * result.top1:.1f}{_error(result.top1_error, 100, 1)} % the same")
     if scores:
         rows = [[f"{a.task}, {a.metric}", str(a.count), _percent(a), _percent(b)] for a, b in scores]
         table("pictures (95 % interval)", ["task", "questions", model, checkpoint], rows)
+
+
+def _error(value: float | None, factor: float, digits: int = 3) -> str:
+    """A standard error behind its figure; nothing of a text that is too short for one."""
+    return "" if value is None else f" ± {factor * value:.{digits}f}"
 
 
 def _pictures(count: int) -> Pictures:

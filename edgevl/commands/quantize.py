@@ -33,7 +33,10 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 @click.option("--length", type=int, default=512, show_default=True, help="Tokens of each sequence.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn at random.")
-@click.option("--max-memory", help="Most memory to hold, such as 8GB; refused at once if it cannot work.")
+@click.option(
+    "--max-memory",
+    help="Most memory to hold beside Python itself and mapped files, such as 8GB; refused at once if it cannot work.",
+)
 @click.option(
     "--max-activations", default="2GiB", show_default=True, help="Most calibration activations to hold in memory."
 )
