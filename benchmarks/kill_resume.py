@@ -110,7 +110,8 @@ def _quantize(model: str, calibration: str, out: str) -> None:
     from quantize.settings import QuantizeSettings
 
     torch.set_num_threads(1)
-    settings = QuantizeSettings(calibration=calibration, samples=4, length=128, resume=True)
+    # activations on the disk, as they are for a model too large for memory
+    settings = QuantizeSettings(calibration=calibration, samples=4, length=128, max_activations=1, resume=True)
     try:
         quantize(model, Path(out), settings)
     except UsageError as error:

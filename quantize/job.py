@@ -42,7 +42,7 @@ from quantize.output import write_output
 from quantize.pages import give_back, keep_pages
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
-from quantize.reconstruct import reconstruct
+from quantize.reconstruct import IMAGE, reconstruct
 from quantize.report import REPORT, Facts, channels, make_report, pictured, read_report, write_report
 from quantize.report_page import check_plots
 from quantize.rounding import Scheme
@@ -61,6 +61,7 @@ class _Run:
     """What goes from block to block."""
 
     activations: Activations
+    weights: Tensor | None  # (B, S): how much each calibration token counts; None: all alike
     judged: Tensor | None  # (2, B, S, C) of the held-out text: through the float blocks, through the quantized ones
 
 
@@ -98,7 +99,7 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
         }
         partial.start(identity)
         shape = (settings.paths, settings.samples, settings.length, checkpoint.config.text.hidden_size)
-        run = _Run(Activations(shape, settings.max_activations, partial.folder), None)
+        run = _Run(Activations(shape, settings.max_activations, partial.folder), _weights(samples), None)
         with watch.stage("calibration"):
             if done == 0:
                 progress("calibration", 0, 1)
@@ -276,6 +277,7 @@ def _one_block(
                 settings.seed + layer,
                 device,
                 coarse,
+                run.weights,
             )
     _check_stored(result)
     tick("run")
@@ -370,6 +372,12 @@ def _samples(
             partial.save_written(rows, asked)
         written = iter(rows)
     return calibration.load(settings.calibration, tokenizer, prompts, checkpoint.config, *chosen, written)
+
+
+def _weights(samples: list[calibration.Sample]) -> Tensor | None:
+    """(B, S): 1 for text and `IMAGE` for image tokens; None without any."""
+    images = torch.tensor([sample.token_ids for sample in samples]) < 0
+    return torch.where(images, IMAGE, 1.0) if images.any() else None
 
 
 def _held_out(checkpoint: Checkpoint) -> list[list[int]]:
