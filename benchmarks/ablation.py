@@ -40,6 +40,7 @@ INGREDIENTS = {
     "balanced without v -> o": replace(_BALANCED, value_scale=False),
     "balanced without clips": replace(_BALANCED, clip=False),
     "balanced without AWQ scales": replace(_BALANCED, scales=False),
+    "balanced, image tokens count as text": replace(_BALANCED, image_importance=1.0),
     "+ more steps: best": EFFORTS["best"],
 }
 CALIBRATIONS = ("text", "image-text", "mixed", "self")

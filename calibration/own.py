@@ -11,6 +11,7 @@ is made, before any block. Knows nothing of tokens.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from edgevl.image import Picture, load_image
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _CAPTION = "Describe the picture."
+_TALK = re.compile(r"(system|user|assistant): ")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -70,7 +72,8 @@ def _folder(folder: Path) -> tuple[list[Document], list[Shown]]:
             raise UsageError(f"{path} has no {path.with_suffix('.txt').name} beside it; write a caption there")
         words = _read(path.with_suffix(".txt"))
         _not_held_out(words, str(path.with_suffix(".txt")))
-        shown.append(_shown(path, words, (), str(path.with_suffix(".txt"))))
+        turns = parse_turns(words) if _TALK.match(words.lstrip()) else ()
+        shown.append(_shown(path, words, turns, str(path.with_suffix(".txt"))))
     documents = []
     for path in texts:
         text = _read(path)
@@ -94,7 +97,8 @@ def _lines(file: Path) -> tuple[list[Document], list[Shown]]:
                 raise UsageError(f"{where} names the picture {path}, which does not exist; correct the path")
             shown.append(_shown(path, text, turns, where))
         else:
-            _complete(turns, where)
+            if turns:
+                _complete(turns, where)
             documents.append(Document(text=text, turns=turns))
     if not documents and not shown:
         raise UsageError(f"{file} holds no lines; each is an object with text or messages")
@@ -132,7 +136,6 @@ def _turns(messages: Any, where: str) -> tuple[Turn, ...]:
 
 
 def _shown(path: Path, words: str, turns: tuple[Turn, ...], where: str) -> Shown:
-    turns = turns or parse_turns(words)
     if turns:
         _complete(turns, where)
     elif words.strip():
@@ -143,10 +146,14 @@ def _shown(path: Path, words: str, turns: tuple[Turn, ...], where: str) -> Shown
 
 
 def _complete(turns: tuple[Turn, ...], where: str) -> None:
-    if turns and turns[-1].role != "assistant":
+    if turns[-1].role != "assistant":
         raise UsageError(f"{where} ends with the {turns[-1].role}; end each conversation with the assistant")
-    if turns and not any(turn.role == "user" for turn in turns):
-        raise UsageError(f"{where} has no user's turn; a conversation is a user's and an assistant's turns")
+    talk = [turn.role for turn in turns[turns[0].role == "system" :]]
+    if talk != ["user", "assistant"] * (len(talk) // 2):
+        raise UsageError(
+            f"{where} has the turns {', '.join(turn.role for turn in turns)}; after a system's, if there is one, "
+            "a user's and an assistant's take turns"
+        )
 
 
 def _not_held_out(text: str, where: str) -> None:

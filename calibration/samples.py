@@ -174,7 +174,7 @@ class _Writer:
         picture, turns = shown.open(), shown.turns
         words = len(self._conversation(turns, picture)[0])
         if words + config.vision.tile_tokens > self._length and len(turns) > 2:
-            turns = turns[:2]
+            turns = turns[: [turn.role for turn in turns].index("assistant") + 1]
             words = len(self._conversation(turns, picture)[0])
         try:
             tiling = fit_tiles([picture.size], self._length - words, config.tiling, config.vision)

@@ -42,7 +42,7 @@ from quantize.output import write_output
 from quantize.pages import give_back, keep_pages
 from quantize.part_tensors import JoinedTensors, to_torch
 from quantize.partial import Partial
-from quantize.reconstruct import IMAGE, reconstruct
+from quantize.reconstruct import reconstruct
 from quantize.report import REPORT, Facts, channels, make_report, pictured, read_report, write_report
 from quantize.report_page import check_plots
 from quantize.rounding import Scheme
@@ -61,7 +61,7 @@ class _Run:
     """What goes from block to block."""
 
     activations: Activations
-    weights: Tensor | None  # (B, S): how much each calibration token counts; None: all alike
+    importance: Tensor  # (B, S): how much each calibration token counts
     judged: Tensor | None  # (2, B, S, C) of the held-out text: through the float blocks, through the quantized ones
 
 
@@ -82,24 +82,30 @@ def quantize(model: str, out: Path, settings: QuantizeSettings, progress: Progre
     tables = [block_table(checkpoint.config, layer) for layer in range(checkpoint.config.text.layers)]
     ids = _held_out(checkpoint) if settings.measure else []
     with Watch() as watch, torch.inference_mode(), partial.held():
-        done = partial.done(settings.resume)
-        if done == 0:
-            with watch.stage("check"):
-                check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
-        with watch.stage("calibration"):
-            samples = _samples(checkpoint, settings, partial, progress)
-        used = calibration.describe(settings.calibration, samples, settings.seed)
         matters = settings.that_matter()
         identity = {
             **matters,
             "checkpoint": checkpoint.digest,
-            "samples sha256": used["sha256"],
             "bf16 products": coarse_pays(settings.device),
             "edgevl": __version__,
         }
-        partial.start(identity)
+        done = partial.done(identity, settings.resume)
+
+        def check() -> None:
+            with watch.stage("check"):
+                check_weights(checkpoint, tables, lambda n, of: progress("check", n, of))
+
+        writes = settings.calibration == "self"  # which takes longer than reading all weights
+        if done == 0 and writes:
+            check()
+        with watch.stage("calibration"):
+            samples = _samples(checkpoint, settings, partial, progress)
+        if done == 0 and not writes:
+            check()
+        used = calibration.describe(settings.calibration, samples, settings.seed)
+        partial.start({**identity, "samples sha256": used["sha256"]})
         shape = (settings.paths, settings.samples, settings.length, checkpoint.config.text.hidden_size)
-        run = _Run(Activations(shape, settings.max_activations, partial.folder), _weights(samples), None)
+        run = _Run(Activations(shape, settings.max_activations, partial.folder), _importance(samples, settings), None)
         with watch.stage("calibration"):
             if done == 0:
                 progress("calibration", 0, 1)
@@ -277,7 +283,7 @@ def _one_block(
                 settings.seed + layer,
                 device,
                 coarse,
-                run.weights,
+                run.importance,
             )
     _check_stored(result)
     tick("run")
@@ -285,9 +291,9 @@ def _one_block(
     run_block(config, layer, values, hidden, chunk, hidden, device, coarse=coarse)
     if judged is not None:
         run_block(config, layer, values, judged[1], judged_chunk, judged[1], device)
-    if not _all_finite(hidden):
+    if not _all_finite(hidden) or (judged is not None and not torch.isfinite(judged).all()):
         raise EdgevlError(
-            f"layer {layer} gives infinite or undefined values on the calibration data; "
+            f"layer {layer} gives infinite or undefined values on the calibration data or the held-out text; "
             "check the checkpoint, or calibrate on other data"
         )
     error = float((hidden[:_JUDGED] - wanted).square().mean() / (wanted - before).square().mean().clamp(min=1e-30))
@@ -374,10 +380,10 @@ def _samples(
     return calibration.load(settings.calibration, tokenizer, prompts, checkpoint.config, *chosen, written)
 
 
-def _weights(samples: list[calibration.Sample]) -> Tensor | None:
-    """(B, S): 1 for text and `IMAGE` for image tokens; None without any."""
+def _importance(samples: list[calibration.Sample], settings: QuantizeSettings) -> Tensor:
+    """(B, S): 1 for text, and what the recipe says for image tokens."""
     images = torch.tensor([sample.token_ids for sample in samples]) < 0
-    return torch.where(images, IMAGE, 1.0) if images.any() else None
+    return torch.where(images, settings.chosen.image_importance, 1.0)
 
 
 def _held_out(checkpoint: Checkpoint) -> list[list[int]]:

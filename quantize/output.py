@@ -59,10 +59,10 @@ def write_output(
 
 
 def quantized_config(checkpoint: Checkpoint, group_size: int) -> dict[str, Any]:
-    """The original config.json with AutoAWQ's quantization_config, and float16 instead of bfloat16.
+    """The original config.json with AutoAWQ's quantization_config, and float16 as the type to compute in.
 
-    Scales are float16, and AutoAWQ's kernels, those of vLLM among them, compute in nothing else; what stays in the file
-    as bfloat16 is converted when it is loaded.
+    Scales are float16, and AutoAWQ's kernels compute in nothing else; what the file holds as bfloat16 or float32 is
+    converted by who loads it.
     """
     regions = ("vision", "projector", "head", "embed") if checkpoint.config.vision else ("head", "embed")
     config = {k: _float16(v) if isinstance(v, dict) else v for k, v in _float16(checkpoint.config_json).items()}
@@ -80,7 +80,9 @@ def quantized_config(checkpoint: Checkpoint, group_size: int) -> dict[str, Any]:
 
 
 def _float16(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: "float16" if k in ("torch_dtype", "dtype") and v == "bfloat16" else v for k, v in config.items()}
+    return {
+        k: "float16" if k in ("torch_dtype", "dtype") and v in ("bfloat16", "float32") else v for k, v in config.items()
+    }
 
 
 _Source = tuple[str, SafetensorsFile | None]  # canonical name, and the block's file unless it is the original's

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +42,35 @@ class Partial:
         self._out = out.absolute()
         self.folder = self._out.parent / f"{self._out.name}.partial"
 
-    def done(self, resume: bool) -> int:
-        """How many blocks are finished, and all there.
+    def done(self, settings: Mapping[str, Any], resume: bool) -> int:
+        """How many blocks are finished, and all there. `settings`: those of `start` that are known already.
 
-        Raises `UsageError` when there is an unfinished run and `resume` is not set, or something of it is damaged.
+        Raises `UsageError` when there is an unfinished run and `resume` is not set, its settings were others, or
+        something of it is damaged.
         """
         if not self.exists():
             return 0
-        done = self.finished()
+        try:
+            done, before = self.finished(), json.loads((self.folder / _JOB).read_text())
+            if not isinstance(before, dict):
+                raise ValueError(f"{_JOB} is no object")
+            if resume:
+                for layer in range(done):
+                    self.block_report(layer)
+                if done:
+                    SafetensorsFile(self._hidden(done))
+                if self._written.is_file():
+                    SafetensorsFile(self._written)
+        except (OSError, ValueError, KeyError, UsageError) as problem:
+            raise UsageError(
+                f"the unfinished run in {self.folder} is damaged ({problem}); delete that folder to begin again"
+            ) from problem
         if not resume:
             raise UsageError(
                 f"{self.folder} holds an unfinished run with {done} blocks done; "
                 "add --resume to go on with it, or delete that folder to begin again"
             )
-        try:
-            json.loads((self.folder / _JOB).read_text())
-            for layer in range(done):
-                self.block_report(layer)
-        except (OSError, ValueError, KeyError, UsageError) as problem:
-            raise UsageError(
-                f"the unfinished run in {self.folder} is damaged ({problem}); delete that folder to begin again"
-            ) from problem
+        self._same(before, settings, settings)
         return done
 
     def start(self, settings: Mapping[str, Any]) -> None:
@@ -71,7 +79,10 @@ class Partial:
             with atomic_file(self.folder / _JOB) as stream:
                 stream.write(json.dumps(settings, indent=2).encode())
         before = json.loads((self.folder / _JOB).read_text())
-        for name in sorted({*before, *settings}):
+        self._same(before, settings, {*before, *settings})
+
+    def _same(self, before: Mapping[str, Any], settings: Mapping[str, Any], names: Iterable[str]) -> None:
+        for name in sorted(names):
             if before.get(name) != settings.get(name):
                 raise UsageError(
                     f"the unfinished run in {self.folder} had {name} = {before.get(name)}, now it is "

@@ -5,8 +5,8 @@ states, and what leaves it is held against what leaves the float block on the fl
 what the blocks before it lost. Every weight has its place between two codes and moves against its gradient, every scale
 likewise, by steps that shrink to nothing (the idea of Cheng et al. 2023, arXiv 2309.05516, who go by signs alone); the
 start is the result of the steps before, so few steps do. Errors count relative to the token's own hidden state: a few
-tokens have states a thousand times larger than all others, and the next norm divides by them. Image tokens count less
-than words (`IMAGE`), since answers are made of words. Called by `quantize.job`.
+tokens have states a thousand times larger than all others, and the next norm divides by them. Tokens may count
+differently: those of images count less than words, which answers are made of. Called by `quantize.job`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from quantize.torch_ops import TorchOps, batch_step
 STEP_TOKENS = 2048  # of a step, in whole sequences
 _REACH = 0.25  # of a step of the grid: how far all updates together can move a weight
 _STRETCH = 0.05  # how far they can move a scale, as a share of itself
-IMAGE = 0.2  # how much an image token counts against one of text
 _JUDGED = 8  # sequences on which the block is compared before and after
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Mean relative squared error of what leaves the block; `kept`: it became smaller, so the block was changed."""
+    """Weighted relative squared error of what leaves the block; `kept`: it became smaller, so the block was changed."""
 
     error_before: float
     error_after: float
@@ -51,17 +50,17 @@ def reconstruct(
     wanted: Tensor,
     steps: int,
     seed: int,
-    device: str = "cpu",
-    coarse: bool = False,
-    weights: Tensor | None = None,
+    device: str,
+    coarse: bool,
+    importance: Tensor,
 ) -> Reconstruction:
     """Let the block in `result` learn from hidden states (B, S, C) before it and the float path's after it.
 
-    `weights` (B, S): how much each token counts; None: all alike. `floats`: each linear's weight (N, K) before it was
-    rounded, scales folded in; used up. `result` is changed only when its error became smaller.
+    `importance` (B, S): how much each token counts. `floats`: each linear's weight (N, K) before it was rounded, scales
+    folded in; used up. `result` is changed only when its error became smaller.
     """
     distance = _Distance(config, table, device, coarse)
-    before = distance.of_first(result.values, hidden, wanted, weights)
+    before = distance.of_first(result.values, hidden, wanted, importance)
     learned = {name: LearnedLinear.begin(result.linears[name], floats.pop(name)) for name in result.linears}
     for name in learned:
         del result.values[f"{name}.weight"]
@@ -78,7 +77,7 @@ def reconstruct(
             weight = linear.weight()
             values[f"{name}.weight"] = (weight.bfloat16() if coarse else weight).requires_grad_()
         with torch.enable_grad():
-            distance(values, hidden[rows], wanted[rows], _rows(weights, rows)).backward()  # type: ignore[no-untyped-call]
+            distance(values, hidden[rows], wanted[rows], importance[rows]).backward()  # type: ignore[no-untyped-call]
         far = 2 * (1 - (step + 0.5) / steps) / steps  # all of them make 1
         for name, linear in learned.items():
             slope = values.pop(f"{name}.weight").grad
@@ -86,7 +85,7 @@ def reconstruct(
             linear.learn(slope, _REACH * far, _STRETCH * far)
     for name, linear in learned.items():
         values[f"{name}.weight"] = linear.weight()
-    after = distance.of_first(values, hidden, wanted, weights)
+    after = distance.of_first(values, hidden, wanted, importance)
     for name, linear in learned.items():
         if after < before:
             result.linears[name] = linear.stored()
@@ -105,34 +104,23 @@ class _Distance:
     device: str
     coarse: bool
 
-    def __call__(
-        self, values: dict[str, Tensor], hidden: Tensor, wanted: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, values: dict[str, Tensor], hidden: Tensor, wanted: Tensor, importance: Tensor) -> Tensor:
         """Weighted mean over tokens of the squared error, relative to the squared wanted output."""
         ops = TorchOps(JoinedTensors(self.table.parts, values), hidden.shape[1], coarse=self.coarse)
         step = batch_step(torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device))
         found = decoder_block(ops, self.config, hidden.clone().flatten(0, 1).to(self.device), step, self.table.layer)
         goal = wanted.clone().flatten(0, 1).to(self.device)
         errors = (found - goal).square().mean(dim=1) / goal.square().mean(dim=1).clamp(min=1e-30)
-        if weights is None:
-            return errors.mean()
-        counts = weights.flatten().to(self.device)
+        counts = importance.flatten().to(self.device)
         return (errors * counts).sum() / counts.sum()
 
-    def of_first(
-        self, values: dict[str, Tensor], hidden: Tensor, wanted: Tensor, weights: Tensor | None = None
-    ) -> float:
+    def of_first(self, values: dict[str, Tensor], hidden: Tensor, wanted: Tensor, importance: Tensor) -> float:
         """The mean over the first sequences, a few at a time."""
         count, size = min(_JUDGED, len(hidden)), max(1, STEP_TOKENS // hidden.shape[1])
         total = 0.0
         with torch.no_grad():
             for begin in range(0, count, size):
                 rows = slice(begin, min(begin + size, count))
-                total += float(self(values, hidden[rows], wanted[rows], _rows(weights, rows))) * (
-                    rows.stop - rows.start
-                )
+                error = self(values, hidden[rows], wanted[rows], importance[rows])
+                total += float(error) * (rows.stop - rows.start)
         return total / count
-
-
-def _rows(weights: Tensor | None, rows: slice | list[int]) -> Tensor | None:
-    return None if weights is None else weights[rows]

@@ -20,6 +20,7 @@ class Recipe:
     value_scale: bool = True  # v -> o under GQA
     clip: bool = True
     reconstruct: int = 32  # steps in which each block learns to give what the float model has after it
+    image_importance: float = 0.2  # of an image token in these steps, against one of text
 
 
 EFFORTS = {

@@ -107,6 +107,10 @@ def test_own_lines(eyes: Checkpoint, tmp_path: Path) -> None:
     used = describe(file, samples, 0)
     assert (used["name"], used["tokens"], used["pictures"]) == ("mine.jsonl", 512, 1) and used["image_tokens"] > 0
     assert overlap(list(samples[0].token_ids), set(used["fingerprints"])) == 1
+    form = {"text": "A login form.\nuser: bob", "image": "red.png"}
+    system = [{"role": "system", "content": "Be brief."}, *talk, {"role": "user", "content": "Why? " * 200}, talk[1]]
+    file.write_text("\n".join(json.dumps(line) for line in (form, {"messages": system, "image": "red.png"})))
+    assert all(sample.tiles is not None for sample in load(eyes, file, 2)), "a caption, and turns cut after an answer"
     assert overlap([5] * 100, set(used["fingerprints"])) == 0
 
 
@@ -119,6 +123,11 @@ def test_own_lines(eyes: Checkpoint, tmp_path: Path) -> None:
         (
             '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "image": "mine.jsonl"}',
             "line 3 ends with the user",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}, '
+            '{"role": "assistant", "content": "c"}]}',
+            "line 3 has the turns assistant, user, assistant",
         ),
         ('{"text": 5}', "line 3: text must be a string that is not empty"),
         ('{"messages": [{"role": "user", "content": "hello"}]}', "line 3: messages must be a list with at least"),

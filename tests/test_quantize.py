@@ -20,13 +20,14 @@ from edgevl.errors import EdgevlError, UsageError
 from edgevl.models.names import text_parts
 from edgevl.safetensors_file import SafetensorsFile
 from edgevl.weights import FloatWeight, Int4Weight, dequantize, quantize_int4
-from quantize import rounding
+from quantize import job, rounding
 from quantize.awq import quantize_block
 from quantize.groups import block_table
 from quantize.job import quantize
 from quantize.measure import compare
 from quantize.observe import Observations, observe_block, run_block
 from quantize.part_tensors import JoinedTensors
+from quantize.reconstruct import reconstruct
 from quantize.rounding import Scheme, fake_quantize, round_weight
 from quantize.settings import QuantizeSettings, choose_group_size
 
@@ -188,7 +189,7 @@ def test_the_output_is_an_awq_checkpoint_of_the_same_model(tmp_path: Path, dtype
     found = AutoConfig.from_pretrained(tmp_path / "out").quantization_config
     assert (found["quant_method"], found["bits"], found["group_size"], found["version"]) == ("awq", 4, 32, "gemm")
     stored = json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"]
-    assert stored == ("float32" if dtype == "f32" else "float16"), "scales are float16, and so AWQ's kernels compute"
+    assert stored == "float16", "scales are float16, and so AWQ's kernels compute"
     assert found["zero_point"] is True and found["modules_to_not_convert"] == ["lm_head", "embed_tokens"]
     for part in text_parts(before.config):
         weight, _ = part_weight(after, part)
@@ -201,12 +202,23 @@ def test_the_output_is_an_awq_checkpoint_of_the_same_model(tmp_path: Path, dtype
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_picture_model_keeps_its_eyes(tmp_path: Path) -> None:
+def test_a_picture_model_keeps_its_eyes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_vl(tmp_path / "m", shards=3)
+    counted: list[torch.Tensor] = []
+
+    def watched(*given: Any) -> Any:
+        counted.append(given[-1])
+        return reconstruct(*given)
+
+    monkeypatch.setattr(job, "reconstruct", watched)
     report = quantize(str(model), tmp_path / "out", QuantizeSettings(scheme="sym", **FEW))
     before, after = open_checkpoint(model), open_checkpoint(tmp_path / "out")
     assert after.quantization is not None and after.quantization.symmetric
     assert report["settings"]["calibration"] == "mixed" and report["calibration"]["image_tokens"] > 0
+    counts = [float(c) for c in counted[0].unique()]
+    assert counts == [pytest.approx(0.2), 1] and (counted[0] < 1).sum() == report["calibration"]["image_tokens"]
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["llm_config"]["torch_dtype"] == "float16"
     assert set(report["kept"]) == {"vision_model", "mlp1", "embed_tokens", "lm_head"}
     for name in after.names():
         if name.endswith(".qzeros"):

@@ -82,7 +82,10 @@ def test_an_unfinished_run_is_looked_at_first(tmp_path: Path, monkeypatch: pytes
         patch.setattr(job, "write_text", no_block)
         with pytest.raises(UsageError, match="unfinished run with 1 blocks done; add --resume"):
             quantize(model, tmp_path / "out", replace(settings, seed=1))
-    for name, content in (("block-00000.safetensors", before["block-00000.safetensors"][:-9]), ("job.json", b"")):
+        with pytest.raises(UsageError, match="had seed = 0, now it is 1"):
+            quantize(model, tmp_path / "out", replace(settings, seed=1, resume=True))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out.partial").iterdir()} == before
+    for name, content in (("block-00000.safetensors", before["block-00000.safetensors"][:-9]), ("job.json", b"[]")):
         (tmp_path / "out.partial" / name).write_bytes(content)
         with pytest.raises(UsageError, match=r"is damaged .*; delete that folder to begin again"):
             quantize(model, tmp_path / "out", replace(settings, resume=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from calibration.rendered import fonts as fonts_module
 from calibration.rendered.drawing import Canvas, _combinations
 from calibration.rendered.fonts import font_files
 from calibration.rendered.picture import CELL, CHARACTERS, COLOUR_NAMES, THINGS
+from calibration.rendered.scenes import SHAPES as SCENE_SHAPES
 from calibration.rendered.scoring import edits, plain
 from calibration.rendered.words import words
 from edgevl.errors import MissingExtraError, UsageError
@@ -44,16 +46,29 @@ def test_pages_are_full_of_text() -> None:
 
 
 def test_which_ground_a_scene_stands_on_is_kept_for_tests() -> None:
-    """By the number of shapes; every shape comes in every colour in every split."""
-    shown: dict[str, set[tuple[str, int]]] = {}
+    """By the number of shapes; every number and nearly every shape in every colour comes in every split."""
+    grounds: dict[str, set[tuple[str, int]]] = {}
+    pairs: dict[str, set[str]] = {}
     for split in ("train", "validation", "test"):
-        asked = [{q.question: q.answer for q in rendered_picture(split, seed, "scene").questions} for seed in range(90)]
-        shown[split] = {
+        made = [rendered_picture(split, seed, "scene") for seed in range(120)]
+        asked = [{q.question: q.answer for q in one.questions} for one in made]
+        grounds[split] = {
             (one["What colour is the background?"], int(one["How many shapes are there?"])) for one in asked
         }
-    assert not (shown["train"] & shown["test"] or shown["train"] & shown["validation"])
-    assert not shown["validation"] & shown["test"]
-    assert len(shown["test"]) == 5 and {count for _, count in shown["train"]} == {1, 2, 3}
+        said = " ".join(answer.lower() for one in asked for answer in one.values())
+        pairs[split] = set(re.findall(rf"\w+ (?:{'|'.join(SCENE_SHAPES)})", said))
+    assert not (grounds["train"] & grounds["test"] or grounds["train"] & grounds["validation"])
+    assert not grounds["validation"] & grounds["test"]
+    assert all({count for _, count in shown} == {1, 2, 3} for shown in grounds.values())
+    assert all(len(shown) > 55 for shown in pairs.values()), "of 72"
+
+
+def test_which_way_a_shape_moves_on_which_ground_is_kept_for_tests() -> None:
+    ways: dict[str, set[str]] = {}
+    for split in ("train", "test"):
+        made = [rendered_picture(split, seed, "frames") for seed in range(80)]
+        ways[split] = {q.answer for one in made for q in one.questions if q.question.startswith("Which way")}
+    assert ways["train"] == ways["test"] and len(ways["test"]) == 5
 
 
 def test_a_seed_is_a_picture() -> None:

@@ -84,7 +84,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("quantizers.work"), help="folder for all that is made")
     parser.add_argument("--environments", type=Path, help="folder of the tools' environments; default: in --work")
     parser.add_argument("--json", type=Path, help="also write the JSON here, after every tool")
-    parser.add_argument("--resume", action="store_true", help="keep what --json holds already of the same comparison")
+    parser.add_argument("--resume", action="store_true", help="keep what --json holds already, and go on with ours")
     return parser
 
 
@@ -120,9 +120,9 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _one(name: str, scheme: str, original: Checkpoint, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Quantize into `out`; with --resume, where an interrupted run of ours stopped. Seconds, memory, versions."""
-    shutil.rmtree(out, ignore_errors=True)
-    if not options.resume:
-        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
+    if not (options.resume and name in _ours()):
+        for folder in (out, out.with_name(f"{out.name}.partial")):
+            shutil.rmtree(folder, ignore_errors=True)
     out.parent.mkdir(exist_ok=True)
     began = time.monotonic()
     if name == ROUND:
@@ -141,7 +141,8 @@ def _one(name: str, scheme: str, original: Checkpoint, out: Path, options: argpa
             resume=options.resume,
         )
         report = quantize(str(original.path), out, settings)
-        return {"seconds": report["seconds"], "versions": {"edgevl": report["edgevl"]}}
+        resumed = report["resumed_after_blocks"]  # then the seconds are not those of one run
+        return {"seconds": report["seconds"], "resumed_after_blocks": resumed, "versions": {"edgevl": report["edgevl"]}}
     return _peer(next(peer for peer in PEERS if peer.name == name), scheme, original, out, options)
 
 

@@ -34,22 +34,26 @@ def shade(random: RandomState, name: str, spread: int = 18) -> RGB:
     return r, g, b
 
 
-def layout(random: RandomState, split: str, *options: int) -> tuple[int, ...]:
+def layout(random: RandomState, split: str, *options: int, everywhere: bool = False) -> tuple[int, ...]:
     """One choice below each of `options`; a fifth of the combinations is kept for tests, a tenth for validation.
 
-    Every single value occurs in training; it is their combinations that are held out. Calibration uses training's.
+    Every single value occurs in training; it is their combinations that are held out. Calibration uses training's. With
+    `everywhere` each split has as many different values of the last option as it has room for.
     """
-    allowed = _combinations(options)["train" if split == "calibration" else split]
+    allowed = _combinations(options, everywhere)["train" if split == "calibration" else split]
     return allowed[int(random.randint(len(allowed)))]
 
 
 @lru_cache(maxsize=64)
-def _combinations(options: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], ...]]:
+def _combinations(options: tuple[int, ...], everywhere: bool = False) -> dict[str, tuple[tuple[int, ...], ...]]:
     whole = list(product(*map(range, options)))
     tests, checks = math.ceil(len(whole) / 5), math.ceil(len(whole) / 10)
     for salt in range(1000):
         every = sorted(whole, key=lambda choice: hashlib.sha256(bytes((salt, *options, *choice))).digest())
         cuts = {"test": every[:tests], "validation": every[tests : tests + checks], "train": every[tests + checks :]}
+        spread = all(len({choice[-1] for choice in part}) == min(len(part), options[-1]) for part in cuts.values())
+        if everywhere and not spread:
+            continue
         if all({choice[i] for choice in cuts["train"]} == set(range(n)) for i, n in enumerate(options)):
             return {split: tuple(part) for split, part in cuts.items()}
     raise ValueError(f"{options} are too few combinations to hold some out")

@@ -42,7 +42,7 @@ def a(name: str) -> str:
 
 def scene(random: RandomState, split: str) -> Drawn:
     """One to three shapes on a plain ground; how many there are on which ground is the split's."""
-    ground, more = layout(random, split, len(_BACKS), 3)
+    ground, more = layout(random, split, len(_BACKS), 3, everywhere=True)
     back = _BACKS[ground]
     canvas = _ground(random, split, back)
     things = _place(random, back, 1 + more, canvas)
@@ -82,8 +82,9 @@ def shapes(random: RandomState, split: str) -> Drawn:
 def frames(random: RandomState, split: str, count: int = 2) -> tuple[list[Canvas], str, list[Question]]:
     """The same shape in a few frames, moving one way or standing still; which way on which ground is the split's."""
     state = random.randint(1 << 31)
-    ground, turn = layout(random, split, len(_BACKS), len(_WAYS))
-    back, (way, (dx, dy)) = _BACKS[ground], list(_WAYS.items())[turn]
+    ground, turn = layout(random, split, len(_BACKS), len(_WAYS), everywhere=True)
+    back, way = _BACKS[ground], list(_WAYS)[turn]
+    dx, dy = _WAYS[way]
     first = _ground(RandomState(state), split, back)
     (thing,) = _place(random, back, 1, first)
     step = random.uniform(34, 60)
@@ -134,10 +135,12 @@ def _scatter(
     fills = [colour for colour in _FILLS if colour != back]
     things: list[Thing] = []
     for _ in range(40):
+        if len(things) == count:
+            break
         radius = float(random.uniform(*sizes))
         x = float(random.uniform(radius + 4, canvas.width - radius - 4))
         y = float(random.uniform(radius + 4, canvas.height - radius - 4))
-        if len(things) < count and all(math.hypot(t.x - x, t.y - y) > t.radius + radius + gap for t in things):
+        if all(math.hypot(t.x - x, t.y - y) > t.radius + radius + gap for t in things):
             things.append(Thing(some(random, *SHAPES), some(random, *fills), x, y, radius))
     return things
 
