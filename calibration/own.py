@@ -11,7 +11,6 @@ is made, before any block. Knows nothing of tokens.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from edgevl.image import Picture, load_image
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _CAPTION = "Describe the picture."
-_TALK = re.compile(r"(system|user|assistant): ")
 _ROLES = ("system", "user", "assistant")
 
 
@@ -68,12 +66,15 @@ def _folder(folder: Path) -> tuple[list[Document], list[Shown]]:
         raise UsageError(f"{folder} holds no *.txt files and no pictures; calibration needs some of either")
     shown = []
     for path in pictures:
-        if not path.with_suffix(".txt").is_file():
-            raise UsageError(f"{path} has no {path.with_suffix('.txt').name} beside it; write a caption there")
-        words = _read(path.with_suffix(".txt"))
-        _not_held_out(words, str(path.with_suffix(".txt")))
-        turns = parse_turns(words) if _TALK.match(words.lstrip()) else ()
-        shown.append(_shown(path, words, turns, str(path.with_suffix(".txt"))))
+        caption = path.with_suffix(".txt")
+        if not caption.is_file():
+            raise UsageError(f"{path} has no {caption.name} beside it; write a caption there")
+        words = _read(caption)
+        if not words.strip():
+            raise UsageError(f"{caption} is empty; write what the picture shows there")
+        _not_held_out(words, str(caption))
+        talks = words.lstrip().startswith(tuple(f"{role}: " for role in _ROLES))
+        shown.append(_shown(path, words, _complete(parse_turns(words), str(caption)) if talks else ()))
     documents = []
     for path in texts:
         text = _read(path)
@@ -95,10 +96,8 @@ def _lines(file: Path) -> tuple[list[Document], list[Shown]]:
             path = file.parent / image
             if not path.is_file():
                 raise UsageError(f"{where} names the picture {path}, which does not exist; correct the path")
-            shown.append(_shown(path, text, turns, where))
+            shown.append(_shown(path, text, turns))
         else:
-            if turns:
-                _complete(turns, where)
             documents.append(Document(text=text, turns=turns))
     if not documents and not shown:
         raise UsageError(f"{file} holds no lines; each is an object with text or messages")
@@ -130,22 +129,17 @@ def _turns(messages: Any, where: str) -> tuple[Turn, ...]:
                 'a picture goes beside messages, as "image"'
             )
         turns.append(Turn(message["role"], message["content"]))
-    if len(turns) < 2 or not any(turn.role == "user" for turn in turns):
+    if len(turns) < 2:
         raise UsageError(f"{where}: messages must be a list with at least a user's and an assistant's message")
-    return tuple(turns)
+    return _complete(tuple(turns), where)
 
 
-def _shown(path: Path, words: str, turns: tuple[Turn, ...], where: str) -> Shown:
-    if turns:
-        _complete(turns, where)
-    elif words.strip():
-        turns = (Turn("user", _CAPTION), Turn("assistant", words.strip()))
-    else:
-        raise UsageError(f"{where} is empty; write what the picture shows there")
-    return Shown(lambda: load_image(path), turns)
+def _shown(path: Path, words: str, turns: tuple[Turn, ...]) -> Shown:
+    return Shown(lambda: load_image(path), turns or (Turn("user", _CAPTION), Turn("assistant", words.strip())))
 
 
-def _complete(turns: tuple[Turn, ...], where: str) -> None:
+def _complete(turns: tuple[Turn, ...], where: str) -> tuple[Turn, ...]:
+    """The turns, which end with an answer and alternate; `UsageError` otherwise."""
     if turns[-1].role != "assistant":
         raise UsageError(f"{where} ends with the {turns[-1].role}; end each conversation with the assistant")
     talk = [turn.role for turn in turns[turns[0].role == "system" :]]
@@ -154,6 +148,7 @@ def _complete(turns: tuple[Turn, ...], where: str) -> None:
             f"{where} has the turns {', '.join(turn.role for turn in turns)}; after a system's, if there is one, "
             "a user's and an assistant's take turns"
         )
+    return turns
 
 
 def _not_held_out(text: str, where: str) -> None:

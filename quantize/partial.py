@@ -78,6 +78,7 @@ class Partial:
         if not self.exists():
             with atomic_file(self.folder / _JOB) as stream:
                 stream.write(json.dumps(settings, indent=2).encode())
+            return
         before = json.loads((self.folder / _JOB).read_text())
         self._same(before, settings, {*before, *settings})
 

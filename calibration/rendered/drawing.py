@@ -51,8 +51,8 @@ def _combinations(options: tuple[int, ...], everywhere: bool = False) -> dict[st
     for salt in range(1000):
         every = sorted(whole, key=lambda choice: hashlib.sha256(bytes((salt, *options, *choice))).digest())
         cuts = {"test": every[:tests], "validation": every[tests : tests + checks], "train": every[tests + checks :]}
-        spread = all(len({choice[-1] for choice in part}) == min(len(part), options[-1]) for part in cuts.values())
-        if everywhere and not spread:
+        full = (len({choice[-1] for choice in part}) == min(len(part), options[-1]) for part in cuts.values())
+        if everywhere and not all(full):
             continue
         if all({choice[i] for choice in cuts["train"]} == set(range(n)) for i, n in enumerate(options)):
             return {split: tuple(part) for split, part in cuts.items()}
